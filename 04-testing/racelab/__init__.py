@@ -1,0 +1,47 @@
+"""The workbench of all chapters: a model to ask, timelines, verdicts, and their tests.
+
+Chapter 4 explains how it works.
+"""
+
+from racelab import guard
+from racelab.errors import ReaderError
+from racelab.model import (
+    Ask,
+    Chat,
+    Message,
+    ModelError,
+    Refused,
+    SyncAsk,
+    open_model,
+    open_model_sync,
+)
+from racelab.process import LocalServer, ServerError, local_server
+from racelab.script import start
+from racelab.settings import BadSetting, Fault, Settings, Stats
+from racelab.timeline import Timeline, result, table, verdict
+
+__all__ = [
+    "Ask",
+    "BadSetting",
+    "Chat",
+    "Fault",
+    "LocalServer",
+    "Message",
+    "ModelError",
+    "ReaderError",
+    "Refused",
+    "ServerError",
+    "Settings",
+    "Stats",
+    "SyncAsk",
+    "Timeline",
+    "local_server",
+    "open_model",
+    "open_model_sync",
+    "result",
+    "start",
+    "table",
+    "verdict",
+]
+
+guard.install_if_asked()
