@@ -1,0 +1,149 @@
+"""READMEs that cannot drift: their output, diffs and code come from the scripts.
+
+    python -m racelab.readme README.md            say which blocks are out of date
+    python -m racelab.readme --write README.md    bring them up to date
+
+A block is fenced, and the comment on the line before it says where it comes from:
+`<!-- output: broken_x.py -->`, `<!-- diff: broken_x.py fixed_x.py -->` or
+`<!-- code: broken_x.py research -->` (one function or class). Paths are relative to the
+README. Output is compared without its times and what depends on them, see `masked`.
+"""
+
+import argparse
+import ast
+import difflib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+BLOCK = re.compile(
+    r"^<!-- (?P<kind>output|diff|code): (?P<words>.+?) -->\n"
+    r"(?P<fence>```\w*\n)(?P<body>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+MEASURED = re.compile(r"\d[\d.,]*(?=\s?(ms|s|x|%|calls/s|answers/s|us|MiB)\b|%)")
+
+
+def stale_blocks(readme: Path, tries: int = 3) -> list[str]:
+    """The comments of the blocks that no longer say what their source says.
+
+    A script is run up to `tries` times: the order of its timeline depends on times,
+    which a busy machine may upset.
+    """
+    text = readme.read_text(encoding="utf-8")
+    stale = []
+    for block in BLOCK.finditer(text):
+        kind, words = block["kind"], block["words"].split()
+        attempts = tries if kind == "output" else 1
+        fresh = (_make(kind, words, readme.parent) for _ in range(attempts))
+        wanted = masked(block["body"]) if kind == "output" else block["body"]
+        same = masked if kind == "output" else str
+        if not any(same(body) == wanted for body in fresh):
+            stale.append(f"{kind}: {block['words']}")
+    return stale
+
+
+def refreshed(readme: Path) -> str:
+    """The text of the README with every block made anew."""
+
+    def renew(block: re.Match[str]) -> str:
+        body = _make(block["kind"], block["words"].split(), readme.parent)
+        head = f"<!-- {block['kind']}: {block['words']} -->\n{block['fence']}"
+        return f"{head}{body}```"
+
+    return BLOCK.sub(renew, readme.read_text(encoding="utf-8"))
+
+
+def masked(output: str) -> str:
+    """Output without what differs from run to run.
+
+    In a timeline the first column is left out; elsewhere every number before a unit of
+    time, a ratio or a percentage, with the blanks that align it, and bars of blocks.
+    """
+    return "\n".join(_masked_lines(output.splitlines()))
+
+
+def _masked_lines(lines: list[str]) -> Iterator[str]:
+    in_timeline = False
+    for line in lines:
+        if line.startswith("   ms  "):
+            in_timeline = True
+        if in_timeline and re.match(r" *(\d+|ms)  ", line):
+            yield re.sub(r"^ *(\d+|ms)  ", "", line)
+        else:
+            in_timeline = False
+            yield " ".join(MEASURED.sub("#", line).split())
+
+
+def run_script(path: Path) -> str:
+    """What the script prints, run as a reader does who has no key."""
+    environment = {**os.environ, "RACELAB_LOCAL": "1", "NO_COLOR": "1"}
+    ended = subprocess.run(
+        [sys.executable, str(path)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=environment,
+        timeout=60,
+    )
+    if ended.returncode not in (0, 1):
+        raise RuntimeError(f"{path.name} ended with {ended.returncode}: {ended.stderr}")
+    return ended.stdout
+
+
+def diff(broken: Path, fixed: Path) -> str:
+    """What differs in the code of two scripts, without their docstrings."""
+    lines = difflib.unified_diff(_code(broken), _code(fixed), n=2)
+    kept = [line for line in lines if not line.startswith(("---", "+++"))]
+    hunks = re.split(r"^@@.*@@$", "\n".join(map(str.rstrip, kept)), flags=re.MULTILINE)
+    return "\n@@\n".join(hunk.strip("\n") for hunk in hunks[1:]) + "\n"
+
+
+def source(path: Path, name: str) -> str:
+    """The source of one function or class of a script."""
+    text = path.read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(text)):
+        if getattr(node, "name", None) == name:
+            return (ast.get_source_segment(text, node) or "") + "\n"
+    raise ValueError(f"{path.name} has no function or class {name!r}")
+
+
+def _make(kind: str, words: list[str], folder: Path) -> str:
+    makers: dict[str, Callable[[], str]] = {
+        "output": lambda: run_script(folder / words[0]),
+        "diff": lambda: diff(folder / words[0], folder / words[1]),
+        "code": lambda: source(folder / words[0], words[1]),
+    }
+    return makers[kind]()
+
+
+def _code(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8")
+    docstring = ast.parse(text).body[0]
+    return text.splitlines()[docstring.end_lineno or 0 :]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m racelab.readme",
+        description="Check or renew the blocks of READMEs that come from scripts.",
+    )
+    parser.add_argument("readme", type=Path, nargs="+")
+    parser.add_argument("--write", action="store_true", help="renew the blocks")
+    arguments = parser.parse_args()
+    stale = []
+    for readme in arguments.readme:
+        if arguments.write:
+            readme.write_text(refreshed(readme), encoding="utf-8", newline="\n")
+        else:
+            stale += [f"{readme}: {block}" for block in stale_blocks(readme)]
+    print("\n".join(stale) or "all blocks are up to date")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
