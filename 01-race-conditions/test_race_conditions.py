@@ -14,8 +14,7 @@ import pytest
 
 from racelab import Message, Refused, Timeline
 from racelab.fakes import fake_ask
-from racelab.pytest_plugin import Load, RunScript
-from racelab.readme import stale_blocks
+from racelab.pytest_plugin import Load, RunScript, Stale
 
 HERE = Path(__file__).parent
 PAIRS = (
@@ -196,8 +195,8 @@ def test_agents_together_are_faster_unless_they_form_a_chain(play: RunScript) ->
     assert speed_up > 2 > in_a_chain  # on any machine
 
 
-def test_the_readme_shows_what_the_scripts_print() -> None:
-    assert stale_blocks(HERE / "README.md") == []
+def test_the_readme_shows_what_the_scripts_print(stale: Stale) -> None:
+    assert stale(HERE / "README.md") == []
 
 
 SOLUTIONS = {

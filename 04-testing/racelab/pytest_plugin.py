@@ -5,7 +5,8 @@ Loaded by `.pytest.ini`. Fixtures:
 - `model_server`: one local model server per session, reset before each test;
 - `script`: run a script as a reader does, in a process of its own;
 - `lesson`: load a script as a module, to call its `run(...)`;
-- `play`: run a script's `main()` in this process, on the session's server.
+- `play`: run a script's `main()` in this process, on the session's server;
+- `stale`: the blocks of a README that its scripts no longer print.
 """
 
 import importlib.util
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +26,7 @@ import pytest
 
 from racelab import guard
 from racelab.process import LocalServer, local_server, share
+from racelab.readme import stale_blocks
 from racelab.script import start
 from racelab.settings import Settings
 
@@ -55,6 +58,7 @@ class Ran:
 
 RunScript = Callable[..., Ran]
 Load = Callable[[str], ModuleType]
+Stale = Callable[[Path], list[str]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -103,12 +107,13 @@ def model_server(session_server: LocalServer) -> LocalServer:
 
 
 @pytest.fixture
-def script(request: pytest.FixtureRequest) -> RunScript:
+def script(request: pytest.FixtureRequest, outputs: dict[Path, str]) -> RunScript:
     """`script("broken_agents.py")` runs the script beside the test as a reader does."""
 
     def run(name: str, *arguments: str, **environment: str) -> Ran:
+        path = (request.path.parent / name).resolve()
         ended = subprocess.run(
-            [sys.executable, str(request.path.parent / name), *arguments],
+            [sys.executable, str(path), *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -116,9 +121,23 @@ def script(request: pytest.FixtureRequest) -> RunScript:
             timeout=SCRIPT_TIMEOUT,
             env={**os.environ, "PYTHONUTF8": "1", **environment},
         )
+        if not arguments and not environment:
+            outputs[path] = ended.stdout
         return Ran(ended.returncode, ended.stdout, ended.stderr)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def outputs() -> dict[Path, str]:
+    """What the scripts have printed that `script` has run in this session."""
+    return {}
+
+
+@pytest.fixture
+def stale(outputs: dict[Path, str]) -> Stale:
+    """`stale(README)`: see `racelab.readme.stale_blocks`."""
+    return partial(stale_blocks, known=outputs)
 
 
 @pytest.fixture

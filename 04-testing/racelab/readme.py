@@ -16,7 +16,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 BLOCK = re.compile(
@@ -27,23 +27,31 @@ BLOCK = re.compile(
 MEASURED = re.compile(r"\d[\d.,]*(?=\s?(ms|s|x|%|calls/s|answers/s|us|MiB)\b|%)")
 
 
-def stale_blocks(readme: Path, tries: int = 3) -> list[str]:
+def stale_blocks(readme: Path, known: Mapping[Path, str] | None = None) -> list[str]:
     """The comments of the blocks that no longer say what their source says.
 
-    A script is run up to `tries` times: the order of its timeline depends on times,
-    which a busy machine may upset.
+    `known` has outputs of scripts that were run already. Otherwise, and where that
+    output differs, the script is run, up to three times: the order of a timeline
+    depends on times, which a busy machine may upset.
     """
-    text = readme.read_text(encoding="utf-8")
     stale = []
-    for block in BLOCK.finditer(text):
+    for block in BLOCK.finditer(readme.read_text(encoding="utf-8")):
         kind, words = block["kind"], block["words"].split()
-        attempts = tries if kind == "output" else 1
-        fresh = (_make(kind, words, readme.parent) for _ in range(attempts))
-        wanted = masked(block["body"]) if kind == "output" else block["body"]
-        same = masked if kind == "output" else str
-        if not any(same(body) == wanted for body in fresh):
+        if kind == "output":
+            outputs = _outputs((readme.parent / words[0]).resolve(), known or {})
+            fresh = any(masked(output) == masked(block["body"]) for output in outputs)
+        else:
+            fresh = _make(kind, words, readme.parent) == block["body"]
+        if not fresh:
             stale.append(f"{kind}: {block['words']}")
     return stale
+
+
+def _outputs(script: Path, known: Mapping[Path, str]) -> Iterator[str]:
+    if script in known:
+        yield known[script]
+    for _ in range(3):
+        yield run_script(script)
 
 
 def refreshed(readme: Path) -> str:
@@ -61,7 +69,7 @@ def masked(output: str) -> str:
     """Output without what differs from run to run.
 
     In a timeline the first column is left out; elsewhere every number before a unit of
-    time, a ratio or a percentage, with the blanks that align it, and bars of blocks.
+    time, a ratio or a percentage, with the blanks that align it, and bars of `#`.
     """
     return "\n".join(_masked_lines(output.splitlines()))
 
@@ -75,7 +83,7 @@ def _masked_lines(lines: list[str]) -> Iterator[str]:
             yield re.sub(r"^ *(\d+|ms)  ", "", line)
         else:
             in_timeline = False
-            yield " ".join(MEASURED.sub("#", line).split())
+            yield " ".join(re.sub("#+", "#", MEASURED.sub("#", line)).split())
 
 
 def run_script(path: Path) -> str:
