@@ -57,8 +57,8 @@ def test_a_docstring_says_claim_run_next_and_report(script: Path) -> None:
     found = dict(re.findall(r"^(\w+): +(.+)$", "\n".join(facts), re.MULTILINE))
     assert claim.endswith(".")
     assert found["Run"].split()[:2] == ["python", script.name]
-    following = found["Next"].removeprefix("python ").split()[0]
-    assert (script.parent / following).exists()
+    for following in re.findall(r"\S+\.(?:py|md)", found["Next"]):
+        assert (script.parent / following).exists()
     if not script.name.startswith("benchmark_"):
         assert found["Real"].startswith("https://github.com/")
         readme = (script.parent / "README.md").read_text("utf-8")

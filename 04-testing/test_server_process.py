@@ -1,0 +1,297 @@
+"""The local model server as a process: by hand, and as the child of another."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from racelab.server import serve
+from racelab.server.__main__ import summary
+from racelab.server.options import fault, parse
+from racelab.settings import Fault, Settings, Stats
+
+COMMAND = [sys.executable, "-m", "racelab.server"]
+PATIENCE = 20.0  # seconds
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy
+posix_only = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+
+
+@contextmanager
+def running(*arguments: str, **environment: str) -> Iterator["subprocess.Popen[str]"]:
+    with subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line_of(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def tell(process: "subprocess.Popen[str]", line: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
+
+
+def call(port: int, path: str = "/v1/models", **headers: str) -> tuple[int, Any]:
+    """The status and the JSON of one request."""
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)
+    try:
+        with DIRECT.open(request, timeout=PATIENCE) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rpm", "many"], "argument --rpm: 'many': must be a number"),
+        (["--rpm", "0"], "rpm=0.0: must be a number from 1 to 1e+12"),
+        (["--rpm", "nan"], "rpm=nan: must be a number from 1 to 1e+12"),
+        (["--spread", "2"], "spread=2.0: must be a number from 0 to 1"),
+        (["--seed", "1.5"], "argument --seed: '1.5': must be a whole number"),
+        (["--port", "70000"], "argument --port: '70000': must be from 0 to 65535"),
+        (["--port", "-1"], "argument --port: '-1': must be from 0 to 65535"),
+        (["--colour", "red"], "unrecognized arguments: --colour red"),
+        (
+            ["--fault", "rain:calls=1"],
+            "argument --fault: 'rain:calls=1': fault 'rain': must be one of 500, 503, "
+            "429, reset, hang, slow, cut, malformed",
+        ),
+        (
+            ["--fault", "500:when=now"],
+            "argument --fault: 'when' in '500:when=now': must be probability=, calls=, "
+            "retry_after= or question=",
+        ),
+        (
+            ["--fault", "500:probability=2"],
+            "argument --fault: '500:probability=2': probability=2.0: must be a number "
+            "from 0 to 1",
+        ),
+        (["--fault", "500:calls=a"], "argument --fault: 'a': must be a whole number"),
+    ],
+)
+def test_a_bad_option_is_one_line_that_says_what_is_allowed(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(arguments, {})
+    assert ended.value.code == 2
+    assert capsys.readouterr() == ("", f"racelab.server: {message}\n")
+
+
+def test_every_setting_is_an_option() -> None:
+    settings, port = parse(
+        [
+            "--port",
+            "0",
+            "--latency",
+            "1",
+            "--spread",
+            "0",
+            "--seed",
+            "7",
+            "--rpm",
+            "60",
+            "--tpm",
+            "600",
+            "--request-burst",
+            "5",
+            "--token-burst",
+            "50",
+            "--no-count-refused",
+            "--chunk-delay",
+            "0.5",
+            "--models",
+            "a,b",
+            "--fault",
+            "503:probability=0.1:retry_after=2",
+            "--fault",
+            "hang:calls=3,5",
+        ],
+        {"RACELAB_API_KEY": "secret"},
+    )
+    assert port == 0
+    assert settings == Settings(
+        latency=1,
+        spread=0,
+        seed=7,
+        rpm=60,
+        tpm=600,
+        request_burst=5,
+        token_burst=50,
+        count_refused=False,
+        chunk_delay=0.5,
+        api_key="secret",
+        models=("a", "b"),
+        faults=(
+            Fault("503", probability=0.1, retry_after=2),
+            Fault("hang", calls=(3, 5)),
+        ),
+    )
+    assert parse([], {}) == (Settings(), 8000)
+
+
+def test_the_question_of_a_fault_may_hold_anything() -> None:
+    assert fault("cut:calls=2:question=a:b=c") == Fault(
+        "cut", calls=(2,), question="a:b=c"
+    )
+
+
+def test_the_help_names_every_kind_of_fault() -> None:
+    ended = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True)
+    assert ended.returncode == 0
+    assert "500, 503, 429, reset, hang, slow, cut, malformed" in ended.stdout
+
+
+def test_a_port_in_use_is_one_line_and_status_2() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ended = subprocess.run(
+            [*COMMAND, "--port", port], capture_output=True, text=True
+        )
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr == (
+        f"racelab.server: port {port} is in use: choose another, or 0 for any free "
+        "one\n"
+    )
+
+
+@posix_only
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_server_started_by_hand_says_where_it_is_and_what_it_saw(number: int) -> None:
+    secrets = {"RACELAB_API_KEY": "sk-hidden", "RACELAB_CONTROL_SECRET": "s3cret"}
+    with running("--port", "0", "--latency", "0", **secrets) as process:
+        where, how = line_of(process), line_of(process)
+        base_url = where.split()[5]
+        port = int(base_url.split(":")[2].removesuffix("/v1"))
+        assert how == (
+            f'export OPENAI_BASE_URL={base_url} OPENAI_API_KEY="$RACELAB_API_KEY"\n'
+        )
+        assert call(port)[0] == 401
+        assert call(port, authorization="Bearer sk-hidden")[0] == 200
+        assert call(port, "/v1/chat/completions")[0] == 401
+        assert call(port, "/control/stats", x_control_secret="s3cret")[0] == 200
+        process.send_signal(number)
+        out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    assert err == ""
+    assert out.splitlines()[0].split() == ["received", "1"]
+    assert "refused 401" in out
+    for secret in secrets.values():
+        assert secret not in where + how + out
+
+
+def test_the_summary_is_a_table_of_counts() -> None:
+    stats = Stats(received=1200, answered=1100, refused={"429": 100}, prompt_tokens=5)
+    lines = summary(stats).splitlines()
+    assert lines[0] == "received             1,200"
+    assert "refused 429            100" in lines
+
+
+def test_a_child_prints_its_port_and_nothing_else_and_ends_with_its_input() -> None:
+    settings = Settings(latency=0, api_key="right")
+    with running("--child", RACELAB_CONTROL_SECRET="s3cret") as process:
+        tell(process, json.dumps(settings.to_json()))
+        port = json.loads(line_of(process))["port"]
+        assert call(port, authorization="Bearer wrong")[0] == 401
+        assert call(port, authorization="Bearer right")[0] == 200
+        status, stats = call(port, "/control/stats", x_control_secret="s3cret")
+        assert (status, stats["received"]) == (200, 0)
+        out, err = process.communicate(timeout=PATIENCE)  # closes its input
+    assert (out, err, process.returncode) == ("", "", 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ('{"rpm": 0}', "rpm=0: must be a number from 1 to 1e+12"),
+        ("{", "Expecting property name"),
+    ],
+)
+def test_a_child_that_gets_bad_settings_says_so_and_ends(line: str, error: str) -> None:
+    with running("--child") as process:
+        out, err = process.communicate(line + "\n", timeout=PATIENCE)
+    assert process.returncode == 2
+    assert json.loads(out)["error"].startswith(error)
+    assert err == ""
+
+
+@posix_only
+def test_a_child_leaves_ctrl_c_to_its_parent() -> None:
+    with running("--child") as process:
+        tell(process, "{}")
+        port = json.loads(line_of(process))["port"]
+        process.send_signal(signal.SIGINT)
+        assert call(port, authorization="Bearer any")[0] == 200
+        process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+
+
+def test_a_child_is_gone_when_its_parent_was_killed() -> None:
+    parent = textwrap.dedent(
+        """
+        import subprocess, sys, time
+        child = subprocess.Popen(
+            [sys.executable, "-m", "racelab.server", "--child"],
+            stdin=subprocess.PIPE,
+        )
+        child.stdin.write(b"{}\\n")
+        child.stdin.flush()
+        time.sleep(60)
+        """
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True
+    ) as process:
+        port = json.loads(line_of(process))["port"]  # written by the child
+        assert call(port, authorization="Bearer any")[0] == 200
+        process.kill()
+        assert process.stdout is not None
+        assert process.stdout.read() == ""  # its end: the child is gone too
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+
+
+def test_a_child_loads_nothing_heavy_so_it_is_ready_at_once() -> None:
+    heavy = ("openai", "pydantic", "httpx", "httpx2", "rich")
+    code = (
+        f"import racelab.server, sys; print([m for m in {heavy} if m in sys.modules])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stdout == "[]\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 may not exist")
+@pytest.mark.asyncio
+async def test_the_server_listens_on_one_loopback_address_only() -> None:
+    async with serve() as server:
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.close()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.2", server.port)
