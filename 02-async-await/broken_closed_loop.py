@@ -1,0 +1,53 @@
+"""
+One client in five `asyncio.run()`: five answers are paid for, and two are lost.
+
+Run:   python broken_closed_loop.py
+Next:  python fixed_closed_loop.py
+Real:  https://github.com/LearningCircuit/local-deep-research/issues/6293
+"""
+
+import asyncio
+
+from openai import AsyncOpenAI
+
+from racelab import local_server, start, table, verdict
+
+TOPICS = ("price", "date", "name", "rivals", "risks")
+
+
+async def ask(topic: str, client: AsyncOpenAI) -> str:
+    completion = await client.chat.completions.create(
+        model="gpt-5.4-mini",
+        messages=[{"role": "user", "content": f"What about the {topic}?"}],
+    )
+    return completion.choices[0].message.content or ""
+
+
+def run(client: AsyncOpenAI) -> tuple[dict[str, str], dict[str, str]]:
+    """Ask from code that is not async; give the answers, and why others are lost."""
+    answers, lost = {}, {}
+    for topic in TOPICS:
+        try:
+            # A loop for each question. The connection in the client's pool belongs
+            # to the last loop, which is closed: it can still send, but not receive.
+            answers[topic] = asyncio.run(ask(topic, client))
+        except RuntimeError as error:
+            lost[topic] = str(error)
+    return answers, lost
+
+
+def main() -> int:
+    with local_server(spread=0) as server:
+        url, key = server.base_url, server.api_key
+        client = AsyncOpenAI(base_url=url, api_key=key, max_retries=0)
+        answers, lost = run(client)
+        stats = server.stats()
+    came_back = dict.fromkeys(answers, "an answer") | lost
+    rows = ((topic, came_back[topic]) for topic in TOPICS)
+    print(table(("question", "what came back"), *rows))
+    got, paid = len(answers), stats.answered + stats.abandoned
+    return verdict(got == paid == len(TOPICS), f"got {got} of {paid} answers paid for")
+
+
+if __name__ == "__main__":
+    start(main)
