@@ -1,6 +1,6 @@
 """Tasks that outlive their run, vanish, cannot be stopped, or are left half way.
 
-Each pair both ways with the same check: as a reader runs it, twenty times on one real
+Each pair both ways with the same check: as a reader runs it, several times on one real
 server, and, where the lesson needs no server, in-process with fakes that are exact.
 """
 
@@ -40,6 +40,7 @@ NUMBERS = {  # in the last lines of a run that nothing disturbs
 }
 SCRIPTS = [f"broken_{pair}.py" for pair in FIXES]
 SCRIPTS += [f"fixed_{fix}.py" for fixes in FIXES.values() for fix in fixes]
+RUNS = 5  # of each script here; `--script-runs 20` runs them as a reader does
 ORDERS = range(50)  # seeds of the fake model
 
 
@@ -71,29 +72,28 @@ def test_a_reader_sees_the_loss_and_the_fix_hold(
 
 
 @pytest.mark.parametrize("name", PLAYED)
-def test_twenty_runs_of_twenty_on_a_real_server(name: str, play: RunScript) -> None:
+def test_every_run_on_a_real_server(name: str, play: RunScript) -> None:
     # What must be stopped in time keeps its full latency.
     speed = 1 if name == "fixed_orphans_all_or_nothing.py" else 10
-    runs = 20 if name != "broken_half_stream.py" else 3  # the other 17 are below
-    assert [play(name, speed).status for _ in range(runs)] == [status(name)] * runs
+    assert [play(name, speed).status for _ in range(RUNS)] == [status(name)] * RUNS
 
 
 @pytest.mark.parametrize("name", [n for n in SCRIPTS if "swallowed" in n])
-def test_twenty_runs_of_twenty_with_a_shorter_deadline(
+def test_every_run_with_a_shorter_deadline(
     name: str, lesson: Load, session_server: LocalServer
 ) -> None:
     module = lesson(name)
     vars(module)["DEADLINE"] = 0.05
     with share(session_server, 10), redirect_stdout(StringIO()):
-        ended = [asyncio.run(module.main()) for _ in range(20)]
-    assert ended == [status(name)] * 20
+        ended = [asyncio.run(module.main()) for _ in range(RUNS)]
+    assert ended == [status(name)] * RUNS
 
 
-def test_seventeen_streams_of_seventeen_go_on_without_a_reader(
+def test_every_stream_goes_on_without_a_reader(
     lesson: Load, model_server: LocalServer
 ) -> None:
     module = lesson("broken_half_stream.py")
-    for _ in range(17):
+    for _ in range(RUNS):
         stats = leave_a_stream(module, model_server, chunk_delay=0.003)
         assert stats.chunks_sent == 28
 

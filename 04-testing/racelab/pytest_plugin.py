@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,7 @@ from racelab.readme import stale_blocks
 from racelab.script import start
 from racelab.settings import Settings
 
+KINDS = ("broken_*.py", "fixed_*.py", "benchmark_*.py")
 SCRIPT_TIMEOUT = 60.0  # seconds; a script takes about 3, a benchmark about 15
 
 
@@ -76,6 +78,9 @@ def pytest_configure() -> None:
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"):
         os.environ.pop(name, None)
     os.environ["RACELAB_LOCAL"] = "1"
+    # A folder without certificates: nothing here speaks TLS, and loading those of the
+    # system takes each new client 50 ms.
+    os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent)
     guard.install()
 
 
@@ -106,38 +111,73 @@ def model_server(session_server: LocalServer) -> LocalServer:
     return session_server
 
 
+class Reader:
+    """Runs scripts as a reader does, each in a process of its own.
+
+    The first time that a script of a folder is asked for, all its scripts start to
+    run in the background, two at a time: most of a run is imports and waiting.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=2)
+        self._ahead: dict[Path, Future[Ran]] = {}
+        self._outputs: dict[Path, str] = {}
+
+    def run(self, path: Path, *arguments: str, **environment: str) -> Ran:
+        if arguments or environment:
+            return run_as_reader(path, *arguments, **environment)
+        if path not in self._outputs and path not in self._ahead:
+            scripts = [p for kind in KINDS for p in sorted(path.parent.glob(kind))]
+            for script in dict.fromkeys([path, *scripts]):
+                self._ahead[script] = self._pool.submit(run_as_reader, script)
+        ahead = self._ahead.pop(path, None)
+        ran = ahead.result() if ahead else run_as_reader(path)
+        self._outputs[path] = ran.out
+        return ran
+
+    def output(self, path: Path) -> str:
+        """What the script has printed, the last time that it was run."""
+        return self._outputs[path] if path in self._outputs else self.run(path).out
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+def run_as_reader(path: Path, *arguments: str, **environment: str) -> Ran:
+    ended = subprocess.run(
+        [sys.executable, str(path), *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=SCRIPT_TIMEOUT,
+        env={**os.environ, "PYTHONUTF8": "1", **environment},
+    )
+    return Ran(ended.returncode, ended.stdout, ended.stderr)
+
+
+@pytest.fixture(scope="session")
+def reader() -> Iterator[Reader]:
+    reader = Reader()
+    yield reader
+    reader.close()
+
+
 @pytest.fixture
-def script(request: pytest.FixtureRequest, outputs: dict[Path, str]) -> RunScript:
+def script(request: pytest.FixtureRequest, reader: Reader) -> RunScript:
     """`script("broken_agents.py")` runs the script beside the test as a reader does."""
 
     def run(name: str, *arguments: str, **environment: str) -> Ran:
         path = (request.path.parent / name).resolve()
-        ended = subprocess.run(
-            [sys.executable, str(path), *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=SCRIPT_TIMEOUT,
-            env={**os.environ, "PYTHONUTF8": "1", **environment},
-        )
-        if not arguments and not environment:
-            outputs[path] = ended.stdout
-        return Ran(ended.returncode, ended.stdout, ended.stderr)
+        return reader.run(path, *arguments, **environment)
 
     return run
 
 
-@pytest.fixture(scope="session")
-def outputs() -> dict[Path, str]:
-    """What the scripts have printed that `script` has run in this session."""
-    return {}
-
-
 @pytest.fixture
-def stale(outputs: dict[Path, str]) -> Stale:
+def stale(reader: Reader) -> Stale:
     """`stale(README)`: see `racelab.readme.stale_blocks`."""
-    return partial(stale_blocks, known=outputs)
+    return partial(stale_blocks, first=reader.output)
 
 
 @pytest.fixture

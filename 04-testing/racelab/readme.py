@@ -16,7 +16,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 BLOCK = re.compile(
@@ -27,18 +27,18 @@ BLOCK = re.compile(
 MEASURED = re.compile(r"\d[\d.,]*(?=\s?(ms|s|x|%|calls/s|answers/s|us|MiB)\b|%)")
 
 
-def stale_blocks(readme: Path, known: Mapping[Path, str] | None = None) -> list[str]:
+def stale_blocks(readme: Path, first: Callable[[Path], str] | None = None) -> list[str]:
     """The comments of the blocks that no longer say what their source says.
 
-    `known` has outputs of scripts that were run already. Otherwise, and where that
-    output differs, the script is run, up to three times: the order of a timeline
-    depends on times, which a busy machine may upset.
+    `first` may give the output of a script that was run already. Where that differs,
+    the script is run again, up to three times: the order of a timeline depends on
+    times, which a busy machine may upset.
     """
     stale = []
     for block in BLOCK.finditer(readme.read_text(encoding="utf-8")):
         kind, words = block["kind"], block["words"].split()
         if kind == "output":
-            outputs = _outputs((readme.parent / words[0]).resolve(), known or {})
+            outputs = _outputs((readme.parent / words[0]).resolve(), first)
             fresh = any(masked(output) == masked(block["body"]) for output in outputs)
         else:
             fresh = _make(kind, words, readme.parent) == block["body"]
@@ -47,9 +47,9 @@ def stale_blocks(readme: Path, known: Mapping[Path, str] | None = None) -> list[
     return stale
 
 
-def _outputs(script: Path, known: Mapping[Path, str]) -> Iterator[str]:
-    if script in known:
-        yield known[script]
+def _outputs(script: Path, first: Callable[[Path], str] | None) -> Iterator[str]:
+    if first is not None:
+        yield first(script)
     for _ in range(3):
         yield run_script(script)
 

@@ -146,12 +146,12 @@ class Routes(web.Server):
 
     async def control(self, request: web.BaseRequest, path: str) -> web.Response:
         """For whoever started the server; nobody else knows the secret."""
-        if isinstance(request.protocol, Connection):
-            request.protocol.do_not_count()
         given = request.headers.get("x-control-secret", "")
         secret = self.control_secret or ""
         if not hmac.compare_digest(given.encode(errors="replace"), secret.encode()):
             raise forbidden()
+        if isinstance(request.protocol, Connection):
+            request.protocol.do_not_count()
         if path == "/control/stats":
             only_allow("GET", request)
             return reply(self.stats().to_json())
