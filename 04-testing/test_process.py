@@ -54,6 +54,8 @@ def is_gone(base_url: str) -> bool:
                     _, writer = await asyncio.open_connection(host, int(port))
                 except ConnectionRefusedError:
                     return True
+                except ConnectionResetError:  # it is just going
+                    continue
                 writer.close()
 
     return asyncio.run(wait_until_refused())

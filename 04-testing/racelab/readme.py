@@ -24,6 +24,7 @@ BLOCK = re.compile(
     r"(?P<fence>```\w*\n)(?P<body>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+TRIES = 5
 MEASURED = re.compile(r"\d[\d.,]*(?=\s?(ms|s|x|%|calls/s|answers/s|us|MiB)\b|%)")
 
 
@@ -31,7 +32,7 @@ def stale_blocks(readme: Path, first: Callable[[Path], str] | None = None) -> li
     """The comments of the blocks that no longer say what their source says.
 
     `first` may give the output of a script that was run already. Where that differs,
-    the script is run again, up to three times: the order of a timeline depends on
+    the script is run again, a few times: the order of a timeline depends on
     times, which a busy machine may upset.
     """
     stale = []
@@ -50,7 +51,7 @@ def stale_blocks(readme: Path, first: Callable[[Path], str] | None = None) -> li
 def _outputs(script: Path, first: Callable[[Path], str] | None) -> Iterator[str]:
     if first is not None:
         yield first(script)
-    for _ in range(3):
+    for _ in range(TRIES):
         yield run_script(script)
 
 
