@@ -21,6 +21,8 @@ from statistics import median
 
 from aiohttp import web
 
+from racelab import result, start, table
+
 CONNECTIONS = 32  # each sends its next request when it has its answer
 ROUNDS = 5
 SECONDS = 0.8  # per round and server
@@ -98,11 +100,11 @@ async def cpu_seconds(port: int) -> float:
 
 async def measure(port: int) -> tuple[float, float]:
     """Answers per second, and per second of the server's CPU time."""
-    cpu, start = await cpu_seconds(port), time.perf_counter()
+    cpu, begin = await cpu_seconds(port), time.perf_counter()
     clients = await asyncio.gather(
-        *(drive(port, QUESTIONS[n:], start + SECONDS) for n in range(CONNECTIONS))
+        *(drive(port, QUESTIONS[n:], begin + SECONDS) for n in range(CONNECTIONS))
     )
-    wall = time.perf_counter() - start
+    wall = time.perf_counter() - begin
     answers = sum(client.answers for client in clients)
     return answers / wall, answers / (await cpu_seconds(port) - cpu)
 
@@ -144,7 +146,7 @@ def child(*arguments: str) -> Iterator[int]:
         yield json.loads(process.stdout.readline())["port"]
 
 
-async def main() -> None:
+async def main() -> int:
     with child("-m", "racelab.server", "--child") as ours:
         size = len((await drive(ours, QUESTIONS)).body)
         with child(__file__, "--bare", str(size)) as bare:
@@ -155,19 +157,18 @@ async def main() -> None:
                     speed = await measure(port)
                     if not warm_up:
                         runs[name].append(speed)
-    print(f"{'answers per':<14}{'second':>10}{'CPU second of the server':>27}")
+    rows = [("server", "per second", "per second of its CPU")]
     for name, speeds in runs.items():
         wall, cpu = (median(column) for column in zip(*speeds, strict=True))
-        print(f"{name:<14}{wall:>10,.0f}{cpu:>27,.0f}")
+        rows.append((name, f"{wall:,.0f} answers/s", f"{cpu:,.0f} answers/s"))
+    print(table(*rows))
     fast, floor = (median(cpu for _, cpu in runs[name]) for name in ports)
-    print(
-        f"RESULT: {fast:,.0f} answers/s on one core, "
-        f"{fast / floor:.2f} of what a bare aiohttp handler sends"
-    )
+    share = f"{fast / floor:.0%} of a bare aiohttp handler"
+    return result(f"{fast:,.0f} answers/s on one core, {share}")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--bare"]:
         asyncio.run(serve_bare(int(sys.argv[2])))
     else:
-        asyncio.run(main())
+        start(main)

@@ -15,6 +15,7 @@ from aiohttp import ClientSession
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from racelab import LocalServer
+from racelab.pytest_plugin import RunScript
 from racelab.server import Server, serve
 from racelab.settings import Fault, Settings, Stats
 
@@ -302,3 +303,12 @@ async def test_not_even_a_connection_that_is_just_being_made_is_left() -> None:
 def test_asking_for_the_counts_is_not_counted(model_server: LocalServer) -> None:
     assert [model_server.stats().connections_opened for _ in range(3)] == [0, 0, 0]
     assert model_server.stats().connections_open == 0
+
+
+def test_the_benchmark_measures_both_servers(play: RunScript) -> None:
+    ran = play("benchmark_server.py", ROUNDS=1, SECONDS=0.1, CONNECTIONS=4)
+    assert (ran.status, ran.word) == (0, "RESULT"), ran
+    _, ours, bare, _ = ran.out.splitlines()
+    assert ours.startswith("racelab")
+    assert bare.startswith("bare aiohttp")
+    assert ran.numbers[-1] < 100  # per cent: checking and counting has its price
