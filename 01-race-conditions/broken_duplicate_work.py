@@ -1,5 +1,5 @@
 """
-Two workers share a list of tasks, and each task is done twice.
+Two workers share a list of tasks, and do some of them twice.
 
 Run:   python broken_duplicate_work.py
 Next:  python fixed_duplicate_work.py

@@ -47,7 +47,8 @@ async def main() -> int:
     print(timeline)
     for agent in PANEL:
         print(f"filed under {agent}: {filed[agent][:42]}...")
-    right, wanted = sum(agent in filed[agent] for agent in PANEL), len(PANEL)
+    right = sum(agent in filed[agent].lower() for agent in PANEL)
+    wanted = len(PANEL)
     return verdict(right == wanted, f"{right} of {wanted} votes under the right name")
 
 

@@ -5,14 +5,15 @@ with a fake model for many orders of the answers.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from racelab import Message, Refused, Timeline
+from racelab import Ask, Message, Refused, Timeline
 from racelab.fakes import fake_ask
 from racelab.pytest_plugin import Load, RunScript, Stale
 
@@ -85,7 +86,7 @@ def each_answer_fits(module: ModuleType, seed: int) -> bool:
 
 def each_vote_is_under_its_name(module: ModuleType, seed: int) -> bool:
     filed = run(module, *module.PANEL, seed=seed)
-    return all(agent in filed[agent] for agent in module.PANEL)
+    return all(agent in filed[agent].lower() for agent in module.PANEL)
 
 
 def each_run_gets_an_answer(module: ModuleType, seed: int) -> bool:
@@ -212,3 +213,22 @@ def test_a_solution_reaches_the_verdict_of_its_exercise(
 ) -> None:
     assert play(f"solutions/{solution}.py").last_line == SOLUTIONS[solution]
     assert f"`{SOLUTIONS[solution]}`" in (HERE / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("kind", "right"), [("broken", False), ("fixed", True)])
+def test_a_signature_may_have_a_capital(
+    kind: str, right: bool, lesson: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real models sign "Critic", not "critic"."""
+    module = lesson(f"{kind}_wrong_owner.py")
+
+    @asynccontextmanager
+    async def open_model() -> AsyncIterator[Ask]:
+        async def ask(question: str) -> str:
+            await asyncio.sleep(0)
+            return "Yes. -- " + question.split()[3].title()  # You are the critic. ...
+
+        yield ask
+
+    monkeypatch.setattr(module, "open_model", open_model)
+    assert (asyncio.run(module.main()) == 0) == right

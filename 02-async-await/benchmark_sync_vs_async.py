@@ -1,5 +1,5 @@
 """
-Four calls in flight are about three times as fast as one, in threads or in asyncio.
+Four calls in flight are more than three times as fast as one, threads or asyncio.
 
 Run:   python benchmark_sync_vs_async.py  (with --chart FILE.svg also as a picture)
 Next:  python benchmark_transports.py

@@ -31,7 +31,7 @@ def run(client: AsyncOpenAI) -> tuple[dict[str, str], dict[str, str]]:
             # A loop for each question. The connection in the client's pool belongs
             # to the last loop, which is closed: it can still send, but not receive.
             answers[topic] = asyncio.run(ask(topic, client))
-        except RuntimeError as error:
+        except (RuntimeError, AttributeError) as error:  # the latter on Windows
             lost[topic] = str(error)
     return answers, lost
 

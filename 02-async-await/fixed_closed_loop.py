@@ -31,7 +31,7 @@ def run(client: AsyncOpenAI) -> tuple[dict[str, str], dict[str, str]]:
             try:
                 # One loop for all questions: the connection goes on with it.
                 answers[topic] = runner.run(ask(topic, client))
-            except RuntimeError as error:
+            except (RuntimeError, AttributeError) as error:  # the latter on Windows
                 lost[topic] = str(error)
         runner.run(client.close())
     return answers, lost

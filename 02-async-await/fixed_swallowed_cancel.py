@@ -2,7 +2,7 @@
 A retry loop lets the cancel of the deadline pass, and no call is sent after it.
 
 Run:   python fixed_swallowed_cancel.py
-Next:  python broken_half_stream.py
+Next:  python broken_unbounded_fanout.py
 Real:  https://github.com/langflow-ai/langflow/pull/6625
 """
 
@@ -32,7 +32,7 @@ async def insist(question: str, ask: Ask, timeline: Timeline) -> str:
         timeline.mark("scout", "asks")
         try:
             return await ask(question)
-        except APIError as failure:  # what a second try can mend, and nothing else
+        except APIError as failure:  # the API's errors: a cancel is none
             timeline.mark("scout", type(failure).__name__)
     timeline.mark("scout", "asks")
     return await ask(question)

@@ -8,6 +8,8 @@ import ast
 import asyncio
 import gc
 import inspect
+import subprocess
+import sys
 import types
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -318,8 +320,9 @@ MYTHS = {
         "await asyncio.wait([asyncio.gather(fails(), sibling)]); "
         "assert not sibling.done()",
     "`create_task` keeps the task alive":
-        "asyncio.create_task(asyncio.Event().wait()); await asyncio.sleep(0); "
-        "gc.collect(); assert len(asyncio.all_tasks()) == 1",
+        "async def lost(): asyncio.create_task(asyncio.Event().wait()); "
+        "await asyncio.sleep(0); gc.collect(); return len(asyncio.all_tasks())"
+        "\n\nassert await lost() == 1",
 }  # fmt: skip
 
 
@@ -359,6 +362,17 @@ def test_the_proofs_would_notice_if_the_myths_were_true() -> None:
         run_line(MYTHS["`create_task` keeps the task alive"], asyncio=holding)
 
 
+def test_the_proofs_can_be_pasted_into_python_m_asyncio() -> None:
+    setup = "import asyncio, gc\nasync def fails(): raise ValueError\n"
+    typed = "\n".join([setup, *MYTHS.values(), "print('the end')\n"])
+    ran = subprocess.run(
+        [sys.executable, "-m", "asyncio"], input=typed, capture_output=True, text=True
+    )
+    assert "the end" in ran.stdout
+    assert "AssertionError" not in ran.stderr
+    assert "SyntaxError" not in ran.stderr
+
+
 async def test_except_exception_lets_a_cancel_pass() -> None:
     async def tries_again() -> None:
         while True:
@@ -376,5 +390,6 @@ async def test_except_exception_lets_a_cancel_pass() -> None:
 
 def test_the_readme_has_the_tables_and_the_proofs() -> None:
     readme = README.read_text(encoding="utf-8")
-    wanted = [PROMISES, LIMITS, *MYTHS, *MYTHS.values()]
+    myths = [f'**"{myth}"**' for myth in MYTHS]
+    wanted = [PROMISES, LIMITS, *myths, *MYTHS.values()]
     assert [text for text in wanted if text not in readme] == []

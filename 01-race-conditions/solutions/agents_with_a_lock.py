@@ -2,7 +2,7 @@
 Exercise 1: a lock keeps all findings, and lets the agents work only one at a time.
 
 Run:   python solutions/agents_with_a_lock.py
-Next:  compare its times with those of fixed_agents.py
+Next:  exercise 2
 Real:  https://github.com/google/adk-python/issues/5244
 """
 

@@ -1,9 +1,8 @@
 """
-Forty calls on ten connections, made by ten workers, and all of them are answered.
+Exercise 1: forty calls on ten connections, made by ten workers, are all answered.
 
 Run:   python solutions/fanout_workers.py
-Next:  python broken_half_stream.py
-Real:  https://github.com/openai/openai-python/issues/874
+Next:  exercise 2
 """
 
 import asyncio

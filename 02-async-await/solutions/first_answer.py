@@ -1,8 +1,8 @@
 """
-Exercise: ask three agents, keep the first answer, and let the server finish no other.
+Exercise 2: ask three agents, keep the first answer, let the server finish no other.
 
-Run:   python first_answer.py
-Start: ../fixed_orphans_all_or_nothing.py
+Run:   python solutions/first_answer.py
+Next:  exercise 3
 """
 
 import asyncio
