@@ -82,12 +82,11 @@ def test_the_diff_of_a_pair_is_small(broken: Path) -> None:
 @pytest.mark.parametrize("script", SCRIPTS, ids=name)
 def test_a_script_is_short(script: Path) -> None:
     lines = script.read_text("utf-8").splitlines()
-    most, longest = (180, 45) if script.name.startswith("benchmark_") else (85, 30)
-    assert len(lines) <= most
+    assert len(lines) <= (175 if script.name.startswith("benchmark_") else 82)
     for node in ast.walk(ast.parse("\n".join(lines))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.returns is not None
-            assert (node.end_lineno or 0) - node.lineno < longest
+            assert (node.end_lineno or 0) - node.lineno < 25
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=name)

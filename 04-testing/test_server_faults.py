@@ -11,10 +11,9 @@ import openai
 import pytest
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
+from racelab.pytest_plugin import until
 from racelab.server import Server, serve
-from racelab.settings import Fault, Settings, Stats
-
-PATIENCE = 10.0  # seconds until a test that waits has failed
+from racelab.settings import Fault, Settings
 
 
 @pytest.fixture(autouse=True)
@@ -84,19 +83,6 @@ async def speak(server: Server, stream: bool = False) -> tuple[bytes, bool]:
     finally:
         writer.close()
     return received, False
-
-
-async def until(server: Server, **wanted: int) -> Stats:
-    """The first counts that agree with these, after so many turns of the loop."""
-
-    def there() -> bool:
-        stats = server.stats()
-        return all(getattr(stats, name) == value for name, value in wanted.items())
-
-    async with asyncio.timeout(PATIENCE):
-        while not there():  # noqa: ASYNC110 - a count has no event
-            await asyncio.sleep(0)
-    return server.stats()
 
 
 @pytest.mark.parametrize(

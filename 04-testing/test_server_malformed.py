@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from racelab.pytest_plugin import until
 from racelab.server import Server, serve
 from racelab.settings import Settings
 
@@ -268,18 +269,6 @@ async def exchange(server: Server, data: bytes) -> bytes:
     finally:
         writer.close()
     return received
-
-
-async def until(server: Server, **wanted: int) -> None:
-    """Turns of the loop until the server's counts agree with these."""
-
-    def there() -> bool:
-        stats = server.stats()
-        return all(getattr(stats, name) == value for name, value in wanted.items())
-
-    async with asyncio.timeout(PATIENCE):
-        while not there():  # noqa: ASYNC110 - a count has no event
-            await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize(

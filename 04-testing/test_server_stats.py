@@ -15,7 +15,7 @@ from aiohttp import ClientSession
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from racelab import LocalServer
-from racelab.pytest_plugin import RunScript
+from racelab.pytest_plugin import RunScript, until
 from racelab.server import Server, serve
 from racelab.settings import Fault, Settings, Stats
 
@@ -46,19 +46,6 @@ async def ask(client: AsyncOpenAI, question: str = "Hello", **more: Any) -> Any:
         messages=messages,
         **more,
     )
-
-
-async def until(server: Server, **wanted: int) -> Stats:
-    """The first counts that agree with these, after so many turns of the loop."""
-
-    def there() -> bool:
-        stats = server.stats()
-        return all(getattr(stats, name) == value for name, value in wanted.items())
-
-    async with asyncio.timeout(PATIENCE):
-        while not there():  # noqa: ASYNC110 - a count has no event
-            await asyncio.sleep(0)
-    return server.stats()
 
 
 @pytest.mark.asyncio

@@ -115,14 +115,8 @@ async def open_model(server: LocalServer | None = None) -> AsyncIterator[Model]:
     with _endpoint(server) as endpoint:
         import openai
 
-        client = openai.AsyncOpenAI(
-            base_url=endpoint.base_url,
-            api_key=endpoint.api_key,
-            timeout=TIMEOUT,
-            # On the local server, what is sent is what is counted.
-            max_retries=0 if endpoint.is_local else openai.DEFAULT_MAX_RETRIES,
-            http_client=openai.DefaultAsyncHttpxClient(**_transport(endpoint)),
-        )
+        http_client = openai.DefaultAsyncHttpxClient(**_transport(endpoint))
+        client = openai.AsyncOpenAI(http_client=http_client, **_options(endpoint))
         async with client:
             _ = client.chat.completions  # imported now, not within the first question
             yield Model(client, endpoint)
@@ -134,16 +128,18 @@ def open_model_sync(server: LocalServer | None = None) -> Iterator[SyncModel]:
     with _endpoint(server) as endpoint:
         import openai
 
-        client = openai.OpenAI(
-            base_url=endpoint.base_url,
-            api_key=endpoint.api_key,
-            timeout=TIMEOUT,
-            max_retries=0 if endpoint.is_local else openai.DEFAULT_MAX_RETRIES,
-            http_client=openai.DefaultHttpxClient(**_transport(endpoint)),
-        )
+        http_client = openai.DefaultHttpxClient(**_transport(endpoint))
+        client = openai.OpenAI(http_client=http_client, **_options(endpoint))
         with client:
             _ = client.chat.completions  # imported now, not within the first question
             yield SyncModel(client, endpoint)
+
+
+def _options(endpoint: Endpoint) -> dict[str, Any]:
+    """On the local server without retries: what is sent is what is counted."""
+    options = {"base_url": endpoint.base_url, "api_key": endpoint.api_key}
+    retries = {"max_retries": 0} if endpoint.is_local else {}
+    return {**options, **retries, "timeout": TIMEOUT}
 
 
 def _transport(endpoint: Endpoint) -> dict[str, Any]:

@@ -9,6 +9,7 @@ Loaded by `.pytest.ini`. Fixtures:
 - `stale`: the blocks of a README that its scripts no longer print.
 """
 
+import asyncio
 import importlib.util
 import os
 import re
@@ -22,6 +23,7 @@ from functools import partial
 from io import StringIO
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -29,9 +31,13 @@ from racelab import guard
 from racelab.process import LocalServer, local_server, share
 from racelab.readme import stale_blocks
 from racelab.script import start
-from racelab.settings import Settings
+from racelab.settings import Settings, Stats
+
+if TYPE_CHECKING:
+    from racelab.server import Server
 
 KINDS = ("broken_*.py", "fixed_*.py", "benchmark_*.py")
+PATIENCE = 10.0  # seconds at most, for something that takes none
 SCRIPT_TIMEOUT = 60.0  # seconds; a script takes about 3, a benchmark about 15
 
 
@@ -213,6 +219,22 @@ def play(session_server: LocalServer, lesson: Load) -> RunScript:
         return Ran(status, out.getvalue(), err.getvalue())
 
     return run
+
+
+async def until(server: "Server", **wanted: int) -> Stats:
+    """The first counts of an in-loop server that agree with these.
+
+    Waits turns of the loop, not seconds; raises TimeoutError after PATIENCE.
+    """
+
+    def there() -> bool:
+        stats = server.stats()
+        return all(getattr(stats, name) == value for name, value in wanted.items())
+
+    async with asyncio.timeout(PATIENCE):
+        while not there():  # noqa: ASYNC110 - a count has no event
+            await asyncio.sleep(0)
+    return server.stats()
 
 
 def load_script(path: Path) -> ModuleType:
