@@ -4,6 +4,7 @@ Chapter 4 explains how it works.
 """
 
 from racelab import guard
+from racelab.barrier import NotTogether, ask_together
 from racelab.errors import ReaderError
 from racelab.model import (
     Ask,
@@ -28,6 +29,7 @@ __all__ = [
     "LocalServer",
     "Message",
     "ModelError",
+    "NotTogether",
     "ReaderError",
     "Refused",
     "ServerError",
@@ -35,6 +37,7 @@ __all__ = [
     "Stats",
     "SyncAsk",
     "Timeline",
+    "ask_together",
     "local_server",
     "open_model",
     "open_model_sync",
