@@ -69,3 +69,17 @@ def test_times_do_not_count_but_the_order_does() -> None:
 def test_measured_numbers_do_not_count_but_others_do() -> None:
     assert masked("8  57 ms   7.1x   88%") == masked("8  9 ms  12.0x  5%")
     assert masked("kept 1 of 5") != masked("kept 2 of 5")
+
+
+def test_rows_of_a_timeline_may_change_places_between_agents_only() -> None:
+    head = "   ms  a     b\n"
+    before = masked(head + "    0  one\n    1        two\n    9  three\nOK: all\n")
+    assert (
+        masked(head + "    0        two\n    7  one\n    8  three\nOK: all\n") == before
+    )
+    assert (
+        masked(head + "    0  three\n    7        two\n    8  one\nOK: all\n") != before
+    )
+    assert (
+        masked(head + "    0  two\n    1        one\n    9  three\nOK: all\n") != before
+    )

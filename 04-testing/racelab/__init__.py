@@ -20,6 +20,7 @@ from racelab.process import LocalServer, ServerError, local_server
 from racelab.script import start
 from racelab.settings import BadSetting, Fault, Settings, Stats
 from racelab.timeline import Timeline, result, table, verdict
+from racelab.watchdog import Watchdog
 
 __all__ = [
     "Ask",
@@ -37,6 +38,7 @@ __all__ = [
     "Stats",
     "SyncAsk",
     "Timeline",
+    "Watchdog",
     "ask_together",
     "local_server",
     "open_model",

@@ -69,22 +69,23 @@ def refreshed(readme: Path) -> str:
 def masked(output: str) -> str:
     """Output without what differs from run to run.
 
-    In a timeline the first column is left out; elsewhere every number before a unit of
-    time, a ratio or a percentage, with the blanks that align it, and bars of `#`.
+    In a timeline these are the first column and, between agents, the order of rows
+    that came at about the same time: it is read agent by agent. Elsewhere it is every
+    number before a unit of time, a ratio or a percentage, with the blanks that align
+    it, and bars of `#`.
     """
     return "\n".join(_masked_lines(output.splitlines()))
 
 
 def _masked_lines(lines: list[str]) -> Iterator[str]:
-    in_timeline = False
-    for line in lines:
-        if line.startswith("   ms  "):
-            in_timeline = True
-        if in_timeline and re.match(r" *(\d+|ms)  ", line):
-            yield re.sub(r"^ *(\d+|ms)  ", "", line)
-        else:
-            in_timeline = False
-            yield " ".join(re.sub("#+", "#", MEASURED.sub("#", line)).split())
+    rows: list[str] = []  # of a timeline
+    for line in [*lines, ""]:
+        if line.startswith("   ms  ") or (rows and re.match(r" *\d+  ", line)):
+            rows.append(re.sub(r"^ *(\d+|ms)  ", "", line))
+            continue
+        yield from sorted(rows, key=lambda row: len(row) - len(row.lstrip()))
+        rows = []
+        yield " ".join(re.sub("#+", "#", MEASURED.sub("#", line)).split())
 
 
 def run_script(path: Path) -> str:
