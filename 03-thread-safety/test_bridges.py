@@ -9,7 +9,7 @@ import contextvars
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
@@ -26,22 +26,7 @@ PAIRS = {  # the numbers of the last lines: broken, fixed
     "tool_timeout": ((2, 1), (1, 1)),
     "bridge": ((0, 3), (3, 3)),
 }
-SOLUTIONS = {
-    "lost_context_by_hand": "OK: saved 4 of 4 findings under their run",
-    "lazy_init_with_a_task": "OK: kept 5 of 5 findings, opened the session 1x",
-    "bridge_from_plain_code": "OK: got 3 of 3 answers",
-}
 ORDERS = range(50)  # seeds of the fake model
-SWITCH_INTERVALS = (0.005, 1e-6)  # seconds; the first is Python's own
-
-
-@pytest.fixture(params=SWITCH_INTERVALS, ids="switch every {} s".format)
-def often(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Let threads take turns as often as Python can."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(request.param)
-    yield
-    sys.setswitchinterval(before)
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -56,13 +41,6 @@ def test_a_reader_sees_the_loss_and_the_fix_hold(
             assert (fixed.status, fixed.word) == (0, "OK"), fixed
             assert (broken.numbers, fixed.numbers) == PAIRS[pair]
             assert "Traceback" not in broken.err + fixed.err
-
-
-@pytest.mark.parametrize("solution", SOLUTIONS)
-def test_a_solution_reaches_the_verdict_of_its_exercise(
-    solution: str, script: RunScript
-) -> None:
-    assert script(f"solutions/{solution}.py").last_line == SOLUTIONS[solution]
 
 
 @pytest.mark.parametrize("pair", ["lost_context", "lazy_init"])
@@ -293,17 +271,16 @@ async def charged(module: ModuleType, patch: pytest.MonkeyPatch) -> int:
     return len(charges)
 
 
-@pytest.mark.usefixtures("often")
 @pytest.mark.parametrize(
     ("name", "charges"), [("broken_tool_timeout.py", 2), ("fixed_tool_timeout.py", 1)]
 )
 def test_charges_for_one_order_in_500_of_500_runs(
-    name: str, charges: int, lesson: Load, monkeypatch: pytest.MonkeyPatch
+    name: str, charges: int, lesson: Load, monkeypatch: pytest.MonkeyPatch, often: range
 ) -> None:
     module = lesson(name)
     with monkeypatch.context() as patch:
-        made = [asyncio.run(charged(module, patch)) for _ in range(500)]
-    assert made == [charges] * 500
+        made = [asyncio.run(charged(module, patch)) for _ in often]
+    assert made == [charges] * len(often)
     names = [thread.name for thread in threading.enumerate()]
     assert not any(name.startswith("asyncio_") for name in names)  # all have ended
 

@@ -1,7 +1,6 @@
 """A counter and a lock that only look safe, and what Python itself keeps together."""
 
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from types import ModuleType
@@ -13,17 +12,7 @@ from racelab.pytest_plugin import Load, RunScript
 
 PAIRS = {"counter": 92, "fake_lock": 5}  # and what its scripts should keep
 SCRIPTS = [f"{kind}_{pair}.py" for pair in PAIRS for kind in ("broken", "fixed")]
-RUNS = {0.005: 500, 1e-6: 100}  # by switch interval, in seconds; 0.005 is the usual
 ANSWER = "Our plan is too large."  # five words
-
-
-@pytest.fixture(params=RUNS, ids="switch every {} s".format)
-def often(request: pytest.FixtureRequest) -> Iterator[range]:
-    """Let threads take turns as often as Python can; give so many runs."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(request.param)
-    yield range(RUNS[request.param])
-    sys.setswitchinterval(before)
 
 
 def answer(question: str) -> str:

@@ -1,6 +1,5 @@
 """One broken record, three designs that keep it, and the same checks for all."""
 
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,16 +14,6 @@ from racelab.pytest_plugin import Load, RunScript
 
 FIXES = ("lock", "immutable", "queue")
 FIXED = [f"fixed_team_state_{fix}.py" for fix in FIXES]
-SWITCH_INTERVALS = (0.005, 1e-6)  # seconds; the first is Python's own
-
-
-@pytest.fixture(params=SWITCH_INTERVALS, ids="switch every {} s".format)
-def often(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Let threads take turns as often as Python can."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(request.param)
-    yield
-    sys.setswitchinterval(before)
 
 
 def see(module: ModuleType) -> list[Any]:
@@ -46,20 +35,20 @@ def test_a_reader_sees_the_record_lose_and_each_design_keep_it(
             assert fixed.numbers == (4, 4, 0, 3)
 
 
-@pytest.mark.usefixtures("often")
-def test_one_finding_is_left_in_500_of_500_runs(lesson: Load) -> None:
+def test_one_finding_is_left_in_500_of_500_runs(lesson: Load, often: range) -> None:
     module = lesson("broken_team_state.py")
-    for _ in range(500):
+    for _ in often:
         seen = see(module)
         assert len(seen[-1].findings) == 1
         assert [record.status for record in seen[:2]] == ["whole", "torn"]
 
 
-@pytest.mark.usefixtures("often")
 @pytest.mark.parametrize("fix", FIXED)
-def test_a_design_keeps_all_findings_in_500_of_500_runs(fix: str, lesson: Load) -> None:
+def test_a_design_keeps_all_findings_in_500_of_500_runs(
+    fix: str, lesson: Load, often: range
+) -> None:
     module = lesson(fix)
-    for _ in range(500):
+    for _ in often:
         seen = see(module)
         assert {agent for agent, _ in seen[-1].findings} == set(module.AGENTS)
         assert {record.status for record in seen} == {"whole"}

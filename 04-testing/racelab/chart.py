@@ -88,7 +88,7 @@ def chart_file(description: str | None = None) -> Path | None:
     parser.add_argument("--chart", type=Path, metavar="FILE", help=what)
     file: Path | None = parser.parse_args().chart
     if file is not None:
-        _check(file)
+        check(file)
     return file
 
 
@@ -97,7 +97,8 @@ class _Parser(argparse.ArgumentParser):
         raise ChartError(message)
 
 
-def _check(file: Path) -> None:
+def check(file: Path) -> None:
+    """Raises `ChartError` if no chart can be drawn to `file`."""
     if file.suffix.lower() != ".svg":
         raise ChartError(f"--chart {file}: the name must end in .svg")
     if not file.parent.is_dir():

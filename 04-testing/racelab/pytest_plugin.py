@@ -6,16 +6,22 @@ Loaded by `.pytest.ini`. Fixtures:
 - `script`: run a script as a reader does, in a process of its own;
 - `lesson`: load a script as a module, to call its `run(...)`;
 - `play`: run a script's `main()` in this process, on the session's server;
-- `stale`: the blocks of a README that its scripts no longer print.
+- `stale`: the blocks of a README that its scripts no longer print;
+- `often`: threads take turns as usual, and then as often as they can;
+- `load_report`: what load tests measure, printed at the end, see `racelab.load`.
+
+Markers: `virtual_time` runs an async test in virtual time, see `racelab.clock`; `load`
+is for load tests, which are longer with `--load`.
 """
 
 import asyncio
 import importlib.util
+import inspect
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -27,7 +33,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from racelab import guard
+from racelab import chart, clock, guard
+from racelab.load import LoadReport
 from racelab.process import LocalServer, local_server, share
 from racelab.readme import stale_blocks
 from racelab.script import start
@@ -38,6 +45,9 @@ if TYPE_CHECKING:
 
 KINDS = ("broken_*.py", "fixed_*.py", "benchmark_*.py")
 PATIENCE = 10.0  # seconds at most, for something that takes none
+# Runs that show a race of threads, by switch interval in seconds (0.005 is Python's).
+RUNS = {0.005: 500, 1e-6: 100}
+LOADS = pytest.StashKey[LoadReport]()
 SCRIPT_TIMEOUT = 60.0  # seconds; a script takes about 3, a benchmark about 15
 
 
@@ -77,10 +87,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="run each broken_ and fixed_ script N times as a reader does (default: 1)",
     )
+    parser.addoption(
+        "--load",
+        action="store_true",
+        help="run load tests in full, with up to 1,000 agents at the same time",
+    )
+    parser.addoption(
+        "--chart",
+        type=Path,
+        metavar="FILE.svg",
+        help="draw what the load tests have measured (needs matplotlib)",
+    )
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Tests never spend money, and never leave this machine."""
+    config.addinivalue_line(
+        "markers", "virtual_time: run an async test in virtual time (racelab.clock)"
+    )
+    config.addinivalue_line("markers", "load: a load test, longer with --load")
+    if (file := config.getoption("--chart")) is not None:
+        try:
+            chart.check(file)
+        except chart.ChartError as error:
+            raise pytest.UsageError(str(error)) from None
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"):
         os.environ.pop(name, None)
     os.environ["RACELAB_LOCAL"] = "1"
@@ -98,6 +128,42 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         tried = ", ".join(sorted(set(guard.blocked)))
         guard.blocked.clear()
         pytest.fail(f"the test tried to reach {tried}: not on this machine")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """`@pytest.mark.virtual_time`: an hour of waiting takes no time.
+
+    The same with any version of pytest-asyncio, or without it. Async fixtures live on
+    another loop: what is bound to a loop is made in the test itself.
+    """
+    test = inspect.unwrap(pyfuncitem.obj)  # pytest-asyncio wraps it
+    if pyfuncitem.get_closest_marker("virtual_time") is None:
+        return None
+    if not inspect.iscoroutinefunction(test):
+        pytest.fail("virtual_time: only for async tests", pytrace=False)
+    names = inspect.signature(test).parameters
+    clock.run(test(**{name: pyfuncitem.funcargs[name] for name in names}))
+    return True
+
+
+@pytest.fixture(scope="session")
+def load_report(pytestconfig: pytest.Config) -> LoadReport:
+    return pytestconfig.stash.setdefault(LOADS, LoadReport())
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """What the load tests have measured."""
+    loads = config.stash.get(LOADS, LoadReport())
+    if not loads.rows:
+        return
+    terminalreporter.section("load")
+    terminalreporter.line(str(loads))
+    if (file := config.getoption("--chart")) is not None:
+        loads.chart().save(file)
+        terminalreporter.line(f"chart: {file}")
 
 
 def pytest_runtest_setup() -> None:
@@ -120,22 +186,23 @@ def model_server(session_server: LocalServer) -> LocalServer:
 class Reader:
     """Runs scripts as a reader does, each in a process of its own.
 
-    The first time that a script of a folder is asked for, all its scripts start to
-    run in the background, two at a time: most of a run is imports and waiting.
+    All scripts of these folders start to run in the background at once, two at a time
+    and in order: most of a run is imports and waiting, and meanwhile tests go on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folders: Iterable[Path]) -> None:
         self._pool = ThreadPoolExecutor(max_workers=2)
-        self._ahead: dict[Path, Future[Ran]] = {}
         self._outputs: dict[Path, str] = {}
+        self._ahead: dict[Path, Future[Ran]] = {
+            script: self._pool.submit(run_as_reader, script)
+            for folder in folders
+            for kind in KINDS
+            for script in sorted(folder.glob(kind))
+        }
 
     def run(self, path: Path, *arguments: str, **environment: str) -> Ran:
         if arguments or environment:
             return run_as_reader(path, *arguments, **environment)
-        if path not in self._outputs and path not in self._ahead:
-            scripts = [p for kind in KINDS for p in sorted(path.parent.glob(kind))]
-            for script in dict.fromkeys([path, *scripts]):
-                self._ahead[script] = self._pool.submit(run_as_reader, script)
         ahead = self._ahead.pop(path, None)
         ran = ahead.result() if ahead else run_as_reader(path)
         self._outputs[path] = ran.out
@@ -163,8 +230,12 @@ def run_as_reader(path: Path, *arguments: str, **environment: str) -> Ran:
 
 
 @pytest.fixture(scope="session")
-def reader() -> Iterator[Reader]:
-    reader = Reader()
+def reader(request: pytest.FixtureRequest) -> Iterator[Reader]:
+    items = [
+        item for item in request.session.items if isinstance(item, pytest.Function)
+    ]
+    asked = [item for item in items if {"script", "stale"} & set(item.fixturenames)]
+    reader = Reader(dict.fromkeys(item.path.parent for item in asked))
     yield reader
     reader.close()
 
@@ -194,6 +265,15 @@ def lesson(request: pytest.FixtureRequest) -> Load:
         return load_script(request.path.parent / name)
 
     return load
+
+
+@pytest.fixture(params=RUNS, ids="switch every {} s".format)
+def often(request: pytest.FixtureRequest) -> Iterator[range]:
+    """Threads take turns as usual, then as often as Python can: `for _ in often`."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(request.param)
+    yield range(RUNS[request.param])
+    sys.setswitchinterval(before)
 
 
 @pytest.fixture
