@@ -1,0 +1,59 @@
+"""Force the order: the fake decides who is answered when, with events, not with sleeps.
+
+Most races need two answers in one certain order. A fake that holds each answer back
+until the one before it is out makes that order happen on every run. The same test is
+red with the race and green with its fix.
+"""
+
+import asyncio
+
+import pytest
+
+from racelab import Ask
+
+
+class Screen:
+    """Shows the answer to the newest question."""
+
+    shown = newest = ""
+
+    async def racy(self, question: str, ask: Ask) -> None:
+        self.shown = await ask(question)
+
+    async def right(self, question: str, ask: Ask) -> None:
+        self.newest = question
+        answer = await ask(question)
+        if self.newest == question:  # nobody has asked meanwhile
+            self.shown = answer
+
+
+def answers_in_order(*order: str) -> Ask:
+    """A model that answers these questions in this order, whoever asks first."""
+    answered = {question: asyncio.Event() for question in order}
+
+    async def ask(question: str) -> str:
+        place = order.index(question)
+        if place > 0:
+            await answered[order[place - 1]].wait()
+        answered[question].set()
+        return f"on {question}"
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("method", "order", "shown"),
+    [
+        ("racy", ("old", "new"), "on new"),
+        ("racy", ("new", "old"), "on old"),  # the race
+        ("right", ("old", "new"), "on new"),
+        ("right", ("new", "old"), "on new"),
+    ],
+)
+async def test_a_late_answer_replaces_a_newer_one_unless_it_looks_first(
+    method: str, order: tuple[str, ...], shown: str
+) -> None:
+    screen, ask = Screen(), answers_in_order(*order)
+    show = getattr(screen, method)
+    await asyncio.gather(show("old", ask), show("new", ask))
+    assert screen.shown == shown
