@@ -183,3 +183,14 @@ def test_waiting_agents_gain_from_threads_and_updates_alone_do_not(
     threads, waiting = ran.numbers[:2]
     updating = float(ran.last_line.split()[-2].rstrip("x"))
     assert threads >= waiting > 2 * updating  # on any machine
+
+
+@pytest.mark.usefixtures("often")
+def test_a_dashboard_that_waits_for_news_sees_only_whole_records(lesson: Load) -> None:
+    module = lesson("solutions/team_state_with_a_condition.py")
+    for _ in range(50):
+        seen = see(module)
+        assert len(seen[-1].findings) == len(module.AGENTS)
+        assert {record.status for record in seen} == {"whole"}
+        known = [len(record.findings) for record in seen]
+        assert known == sorted(set(known))  # each look has something new
