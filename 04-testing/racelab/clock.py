@@ -36,6 +36,7 @@ Ts = TypeVarTuple("Ts")
 Timer = tuple[float, int, Any, Any]  # when, number, its handle, what rings it
 Events = list[tuple[selectors.SelectorKey, int]]
 TURNS = 1_000_000  # of the loop at one moment of virtual time: somebody polls the clock
+AT_ONCE = 1_000  # timers that are set, at one moment, for that moment
 
 
 class Stuck(ReaderError):
@@ -60,6 +61,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.timers: list[Timer] = []  # a heap
         self._set = 0  # timers so far: those of the same moment go off in this order
         self._turns = 0  # of the loop, at this moment
+        self._at_once = 0  # timers, set at this moment, for this moment
         self._in_threads = 0  # calls
         self._select = _Selector(self)
         super().__init__(self._select)
@@ -78,7 +80,16 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         ring = partial(self.call_soon, _ring, timer, callback, args, context=context)
         self._set += 1
         heapq.heappush(self.timers, (when, self._set, timer, ring))
+        if when <= self.now:
+            self._at_once += 1
+            if self._at_once > AT_ONCE:  # somebody waits for less than a float can say
+                self._pass(math.nextafter(self.now, math.inf))
         return timer
+
+    def _pass(self, until: float) -> None:
+        self._turns = 0
+        if until > self.now:
+            self.now, self._at_once = until, 0
 
     def turn(self, timeout: float | None) -> Events:
         """What happens before each turn of the loop; None: nobody can run."""
@@ -104,7 +115,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Let time pass until the next timer. False if there is none."""
         when = self.next_timer()
         if when < math.inf:
-            self.now, self._turns = max(when, self.now), 0
+            self._pass(when)
         return when < math.inf
 
     def ring_what_is_due(self) -> None:

@@ -1,0 +1,60 @@
+"""Agents that ask a model at the same time: bounded, paced, timed, retried once.
+
+    limits = Limits(concurrent=20, rpm=500, tpm=200_000)
+    async with AsyncOpenAI(http_client=DefaultAioHttpClient()) as client:
+        async with Team(openai_ask(client, "gpt-5.4-mini", limits), limits) as team:
+            async for outcome in team.run(questions):
+                print(outcome.question, outcome.answer or outcome.failure)
+
+Copy this folder into your project; it needs `openai` and `aiolimiter`. To read it:
+`limits` is the policy; `team` the front door; `calls` one question's way, with `pace`
+and `retry`; `results` what comes back. `journal`, `observe`, `stop`: if you want them.
+"""
+
+from .journal import Journal, JournalError
+from .limits import Limits
+from .observe import Event, Observer, Summary, all_of, log_to
+from .openai_ask import openai_ask
+from .pace import Pace
+from .results import (
+    Answer,
+    Ask,
+    Failure,
+    Kind,
+    NestingError,
+    Outcome,
+    Refused,
+    Remaining,
+    TooLarge,
+    Unanswered,
+    Unreadable,
+)
+from .stop import Stop, stop_on_signals
+from .team import Team
+
+__all__ = [
+    "Answer",
+    "Ask",
+    "Event",
+    "Failure",
+    "Journal",
+    "JournalError",
+    "Kind",
+    "Limits",
+    "NestingError",
+    "Observer",
+    "Outcome",
+    "Pace",
+    "Refused",
+    "Remaining",
+    "Stop",
+    "Summary",
+    "Team",
+    "TooLarge",
+    "Unanswered",
+    "Unreadable",
+    "all_of",
+    "log_to",
+    "openai_ask",
+    "stop_on_signals",
+]

@@ -1,0 +1,183 @@
+"""No faster than the limits allow: requests and tokens, first come, first served."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from random import Random
+
+from aiolimiter import AsyncLimiter
+
+from .limits import Limits
+from .results import Remaining, TooLarge
+
+HELD_BACK = 0.1  # of a burst, never of the rate: room for what is sent late or early
+JITTER = 0.25  # of a pause: so much later, at most, do the senders go on
+
+
+class Bucket:
+    """An `AsyncLimiter` that can be paid in parts, gives back, and takes corrections.
+
+    `burst` units are there after a rest, and `per_minute` come in a minute. Only one
+    caller may pay at a time: `AsyncLimiter` serves small amounts first, which starves
+    large ones.
+    """
+
+    def __init__(self, per_minute: float, burst: float | None, least: float) -> None:
+        self.rate = per_minute / 60  # units a second
+        full = max(least, self.rate) if burst is None else burst
+        self.size = full * (1 - HELD_BACK)
+        self.owed = 0.0  # less than zero: credit
+        self._limiter = self._full()
+
+    def _full(self) -> AsyncLimiter:
+        return AsyncLimiter(self.size, self.size / self.rate)
+
+    async def pay(self, amount: float) -> None:
+        """Wait until `amount` is there, and take it. Cancelled, it has taken nothing.
+
+        More than the size of the bucket is paid in parts.
+        """
+        if self.owed < 0 and self._limiter.has_capacity(max(0, self.size + self.owed)):
+            self._limiter, self.owed = self._full(), 0.0  # fuller than full is full
+        due, paid = amount, False
+        try:
+            while (part := min(due + self.owed, self.size)) > 0:
+                await self._limiter.acquire(part)
+                due -= part
+            paid = True
+        finally:
+            self.owed += due if paid else due - amount
+
+    async def lower(self, left: float) -> None:
+        """No more than `left` is there, says the server."""
+        left = min(max(left, 0), self.size)
+        if self._limiter.has_capacity(max(0, min(left + 1 + self.owed, self.size))):
+            self._limiter, self.owed = self._full(), 0.0
+            await self._limiter.acquire(self.size - left)  # at once: it is full
+
+
+class Line:
+    """A lock: first come, first served, but for those who may go first."""
+
+    def __init__(self) -> None:
+        self._busy = False
+        self.first = deque[asyncio.Future[None]]()
+        self.others = deque[asyncio.Future[None]]()
+
+    @asynccontextmanager
+    async def turn(self, first: bool, again: bool) -> AsyncIterator[None]:
+        """`again`: it has had its turn and gave way, so it is at the head."""
+        if self._busy:
+            line, turn = self.first if first else self.others, asyncio.Future[None]()
+            (line.appendleft if again else line.append)(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._next()
+                raise
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._next()
+
+    def _next(self) -> None:
+        self._busy = False
+        for line in (self.first, self.others):
+            while line and not self._busy:
+                if not (turn := line.popleft()).done():
+                    turn.set_result(None)
+                    self._busy = True
+
+
+class Pace:
+    """Says when the next request may be sent. A refusal stops all, then one by one."""
+
+    def __init__(self, limits: Limits, rng: Random) -> None:
+        self._rng, self._line = rng, Line()
+        self._requests = self._tokens = None
+        if limits.rpm is not None:
+            self._requests = Bucket(limits.rpm, limits.request_burst, least=1)
+        if limits.tpm is not None:
+            self._tokens = Bucket(limits.tpm, limits.token_burst, least=1)
+        self._most = limits.token_burst or limits.tpm  # tokens of one request
+        self._concurrent = limits.concurrent
+        self._refusals = 0
+        self._open_at = 0.0  # by the loop's clock
+        self._after = 0.0  # tokens that are there when a pause ends
+        self._paused = False
+        self._spread: list[float] = []  # seconds before the next ones, after a pause
+
+    def check(self, tokens: float) -> None:
+        """Raises `TooLarge`."""
+        if self._most is not None and tokens > self._most:
+            raise TooLarge(
+                f"about {tokens:.0f} tokens: more than the {self._most:.0f} that the "
+                "limit ever lets through at once"
+            )
+
+    async def take(self, tokens: float, first: bool = False) -> None:
+        """Return when one request with so many tokens may be sent, and send it then.
+
+        `first` goes to the head of the line: it was sent before, and refused or failed.
+        """
+        again = sent = False
+        while not sent:
+            async with self._line.turn(first, again):
+                await self._pause()
+                if first or not self._line.first:
+                    sent = await self._pay(tokens)
+            again = True
+
+    async def _pay(self, tokens: float) -> bool:
+        """False: somebody was refused meanwhile, so what was paid for is gone."""
+        refusals = self._refusals
+        if self._requests is not None:
+            await self._requests.pay(1)
+        if self._tokens is not None:
+            try:
+                await self._tokens.pay(tokens)
+            except BaseException:
+                if self._requests is not None:
+                    self._requests.owed -= 1
+                raise
+        return refusals == self._refusals
+
+    async def _pause(self) -> None:
+        loop = asyncio.get_running_loop()
+        while (wait := self._open_at - loop.time()) > 0:  # noqa: ASYNC110
+            await asyncio.sleep(wait)
+        if self._paused:
+            self._paused = False
+            await self.learn(Remaining(1, self._after))
+        if self._spread:
+            await asyncio.sleep(self._spread.pop())
+
+    def settle(self, reserved: float, used: float) -> None:
+        """A request for which so many tokens were taken has used so many."""
+        if self._tokens is not None:
+            self._tokens.owed += used - reserved
+
+    def refused(self, wait: float, tokens: float) -> float:
+        """A 429: nobody sends for `wait` seconds. Gives how long it is with jitter.
+
+        The refused request stays paid, as it counts at the server; its tokens do not.
+        """
+        self._refusals += 1
+        self._paused, self._after = True, tokens
+        now, pause = asyncio.get_running_loop().time(), wait
+        pause += self._rng.uniform(0, JITTER * wait)
+        self._open_at = max(self._open_at, now + pause)
+        if self._requests is None:  # no rate is known: spread those who have waited
+            gap = JITTER * wait / self._concurrent
+            self._spread = [gap] * (self._concurrent - 1) + [0.0]
+        return pause
+
+    async def learn(self, remaining: Remaining) -> None:
+        """The server says what is left: less than we think if others send, too."""
+        if self._requests is not None and remaining.requests is not None:
+            await self._requests.lower(remaining.requests)
+        if self._tokens is not None and remaining.tokens is not None:
+            await self._tokens.lower(remaining.tokens)

@@ -1,0 +1,58 @@
+"""Which failures pass, how long to wait for that, and when to stop trying."""
+
+from random import Random
+
+from .limits import Limits
+from .results import Kind, Refused, TooLarge, Unanswered, Unreadable
+
+
+def kind_of(error: BaseException) -> Kind:
+    match error:
+        case Unanswered():
+            return error.failure.kind
+        case Refused():
+            return Kind.REFUSED
+        case TimeoutError():  # an OSError, too, so it comes first
+            return Kind.TIMED_OUT
+        case OSError():  # ConnectionError is one
+            return Kind.UNREACHABLE
+        case Unreadable() | TooLarge():
+            return Kind.INVALID
+        case _:
+            return Kind.CRASHED
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether the same question may be answered on another try."""
+    if isinstance(error, Refused):
+        if error.code == "insufficient_quota":  # a 429 that no wait will cure
+            return False
+        return error.status in (408, 409, 429) or error.status >= 500
+    return isinstance(error, OSError | Unreadable)
+
+
+def backoff(tries: int, limits: Limits, rng: Random) -> float:
+    """Seconds until the next try, after so many: exponential, with full jitter.
+
+    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+    """
+    longest: float = limits.backoff * 2 ** min(tries - 1, 60)
+    return rng.uniform(0, min(longest, limits.longest_backoff))
+
+
+class RetryBudget:
+    """Retries of the whole run: when all fails, retries only add to the trouble."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.left: float = limits.free_retries
+        self._share = limits.retry_share
+
+    def earn(self) -> None:
+        """For each new question."""
+        self.left += self._share
+
+    def spend(self) -> bool:
+        """Take one retry; False if there is none."""
+        has_one = self.left >= 1
+        self.left -= has_one
+        return has_one
