@@ -11,7 +11,7 @@ from .journal import Journal, JournalError
 from .limits import Limits
 from .observe import Event, Observer
 from .pace import Pace
-from .results import Answer, Ask, Refused, as_answer
+from .results import Answer, Ask, Outcome, Refused, as_answer
 from .retry import RetryBudget, backoff, kind_of, may_pass
 
 # The calls whose slot is held by what runs now.
@@ -142,15 +142,15 @@ class Calls:
         self,
         kind: str,
         call: Call,
-        seconds: float = 0,
+        wait: float = 0,
         detail: str = "",
-        tokens: int = 0,
+        outcome: Outcome | None = None,
     ) -> None:
         if self._observer is not None:
             now = asyncio.get_running_loop().time()
-            counts = (now, call.sent, seconds, tokens)
+            event = Event(kind, call.question, now, call.sent, wait, detail, outcome)
             try:
-                self._observer(Event(kind, call.question, *counts, detail))
+                self._observer(event)
             except Exception:  # whoever looks on must not stop the work
                 logging.getLogger(__name__).exception("the observer failed")
 

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .results import Outcome
+
 KINDS = ("queued", "sent", "refused", "retried", "answered", "failed", "paused")
 
 
@@ -16,9 +18,9 @@ class Event:
     question: str
     at: float  # seconds, by the loop's clock
     attempt: int = 0  # requests sent for this question so far
-    seconds: float = 0.0  # answered, failed: in all; retried, refused, paused: to wait
-    tokens: int = 0  # of an answer
+    wait: float = 0.0  # seconds: refused, paused, and until it is retried
     detail: str = ""  # why it was refused, is retried, has failed
+    outcome: Outcome | None = None  # answered, failed
 
 
 Observer = Callable[[Event], object]
@@ -37,9 +39,10 @@ class Summary:
 
     def __call__(self, event: Event) -> None:
         self.counts[event.kind] += 1
-        self.tokens += event.tokens
-        if event.kind == "failed":
-            self.failures[event.detail.partition(":")[0]] += 1
+        if event.outcome is not None:
+            self.tokens += event.outcome.tokens
+            if event.outcome.failure is not None:
+                self.failures[event.outcome.failure.kind] += 1
 
     @property
     def open(self) -> int:
@@ -60,9 +63,8 @@ def log_to(logger: logging.Logger) -> Observer:
 
     def log(event: Event) -> None:
         level = levels.get(event.kind, logging.DEBUG)
-        says = "%s after %d requests, %.3f s, %d tokens %s"
-        counts = (event.attempt, event.seconds, event.tokens)
-        logger.log(level, says, event.kind, *counts, event.detail)
+        says = "%s after %d requests, waits %.3f s %s"
+        logger.log(level, says, event.kind, event.attempt, event.wait, event.detail)
 
     return log
 

@@ -1,9 +1,6 @@
 """No faster than the limits allow: requests and tokens, first come, first served."""
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from random import Random
 
 from aiolimiter import AsyncLimiter
@@ -11,7 +8,9 @@ from aiolimiter import AsyncLimiter
 from .limits import Limits
 from .results import Remaining, TooLarge
 
-HELD_BACK = 0.1  # of a burst, never of the rate: room for what is sent late or early
+# Held back of a burst, never of the rate: room for what is sent earlier or later.
+HELD_BACK = 0.1  # a tenth of it, but
+LONGEST_HELD = 0.25  # seconds' worth of the rate at most
 JITTER = 0.25  # of a pause: so much later, at most, do the senders go on
 
 
@@ -26,7 +25,7 @@ class Bucket:
     def __init__(self, per_minute: float, burst: float | None, least: float) -> None:
         self.rate = per_minute / 60  # units a second
         full = max(least, self.rate) if burst is None else burst
-        self.size = full * (1 - HELD_BACK)
+        self.size = full - min(HELD_BACK * full, LONGEST_HELD * self.rate)
         self.owed = 0.0  # less than zero: credit
         self._limiter = self._full()
 
@@ -57,46 +56,14 @@ class Bucket:
             await self._limiter.acquire(self.size - left)  # at once: it is full
 
 
-class Line:
-    """A lock: first come, first served, but for those who may go first."""
-
-    def __init__(self) -> None:
-        self._busy = False
-        self.first = deque[asyncio.Future[None]]()
-        self.others = deque[asyncio.Future[None]]()
-
-    @asynccontextmanager
-    async def turn(self, first: bool, again: bool) -> AsyncIterator[None]:
-        """`again`: it has had its turn and gave way, so it is at the head."""
-        if self._busy:
-            line, turn = self.first if first else self.others, asyncio.Future[None]()
-            (line.appendleft if again else line.append)(turn)
-            try:
-                await turn
-            except asyncio.CancelledError:
-                if turn.done() and not turn.cancelled():
-                    self._next()
-                raise
-        self._busy = True
-        try:
-            yield
-        finally:
-            self._next()
-
-    def _next(self) -> None:
-        self._busy = False
-        for line in (self.first, self.others):
-            while line and not self._busy:
-                if not (turn := line.popleft()).done():
-                    turn.set_result(None)
-                    self._busy = True
-
-
 class Pace:
     """Says when the next request may be sent. A refusal stops all, then one by one."""
 
     def __init__(self, limits: Limits, rng: Random) -> None:
-        self._rng, self._line = rng, Line()
+        self._rng = rng
+        self._turn = asyncio.Lock()  # of whoever is next
+        self._others = asyncio.Lock()  # one of those who may not go first is in line
+        self._first = 0  # calls that go first, and wait
         self._requests = self._tokens = None
         if limits.rpm is not None:
             self._requests = Bucket(limits.rpm, limits.request_burst, least=1)
@@ -123,13 +90,23 @@ class Pace:
 
         `first` goes to the head of the line: it was sent before, and refused or failed.
         """
-        again = sent = False
-        while not sent:
-            async with self._line.turn(first, again):
+        if first:
+            self._first += 1
+            try:
+                await self._wait_in_line(tokens, first)
+            finally:
+                self._first -= 1
+        else:
+            async with self._others:
+                await self._wait_in_line(tokens, first)
+
+    async def _wait_in_line(self, tokens: float, first: bool) -> None:
+        is_paid = False
+        while not is_paid:
+            async with self._turn:  # a lock is first come, first served
                 await self._pause()
-                if first or not self._line.first:
-                    sent = await self._pay(tokens)
-            again = True
+                if first or not self._first:
+                    is_paid = await self._pay(tokens)
 
     async def _pay(self, tokens: float) -> bool:
         """False: somebody was refused meanwhile, so what was paid for is gone."""

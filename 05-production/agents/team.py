@@ -82,15 +82,13 @@ class Team:
         reserve = self.limits.answer_tokens + len(question) / 4
         if self._estimate is not None:
             reserve = self._estimate(question)
-        call, begun = Call(question, ask or self._ask, reserve), self._now()
+        call = Call(question, ask or self._ask, reserve)
         self._calls.tell("queued", call)
         outcome = await self._outcome(call, self._answer)
-        seconds = self._now() - begun
-        if outcome.failure is None:
-            self._calls.tell("answered", call, seconds, tokens=call.tokens)
-        else:
-            why = f"{outcome.failure.kind}: {outcome.failure.says}"
-            self._calls.tell("failed", call, seconds, why)
+        kind, why = "answered", ""
+        if outcome.failure is not None:
+            kind, why = "failed", f"{outcome.failure.kind}: {outcome.failure.says}"
+        self._calls.tell(kind, call, detail=why, outcome=outcome)
         return outcome
 
     async def run(
