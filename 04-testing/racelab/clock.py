@@ -36,7 +36,7 @@ Ts = TypeVarTuple("Ts")
 Timer = tuple[float, int, Any, Any]  # when, number, its handle, what rings it
 Events = list[tuple[selectors.SelectorKey, int]]
 TURNS = 1_000_000  # of the loop at one moment of virtual time: somebody polls the clock
-AT_ONCE = 1_000  # timers that are set, at one moment, for that moment
+AT_ONCE = 10  # timers that are set, at one moment, for that moment
 
 
 class Stuck(ReaderError):
