@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ class Call:
     reserve: float = 0.0  # tokens
     sent: int = 0
     failed: int = 0  # tries; those refused with a wait do not count
+    since: float = math.inf  # when the request in flight was sent, by the loop's clock
     in_flight: float = 0.0  # seconds
     tokens: int = 0
 
@@ -59,7 +61,8 @@ class Calls:
                 raise
             except Exception as error:
                 wait = self._wait_after(error, call)
-                self.tell("retried", call, wait, f"{kind_of(error)}: {error}")
+                says = str(error) or type(error).__name__
+                self.tell("retried", call, wait, f"{kind_of(error)}: {says}")
             await asyncio.sleep(wait)  # without a slot: others can use it
 
     def _wait_after(self, error: Exception, call: Call) -> float:
@@ -76,12 +79,14 @@ class Calls:
 
         Dean and Barroso, The Tail at Scale, 2013: https://doi.org/10.1145/2408776.2408794
         """
-        if self._limits.hedge is None:
+        if (hedge := self._limits.hedge) is None:
             return await self._try(call)
         async with AsyncExitStack() as stack:
             tries = {asyncio.create_task(self._try(call))}
             stack.push_async_callback(_cancel, frozenset(tries))
-            done, _ = await asyncio.wait(tries, timeout=self._limits.hedge)
+            done, now = set[asyncio.Task[Answer]](), asyncio.get_running_loop().time
+            while not done and (wait := min(call.since, now()) + hedge - now()) > 0:
+                done, _ = await asyncio.wait(tries, timeout=wait)
             if not done and not self.slots.locked():
                 await stack.enter_async_context(self.slots)
                 tries.add(asyncio.create_task(self._try(call)))
@@ -103,10 +108,11 @@ class Calls:
                 if error.status < 500:  # its tokens do not count, the request does
                     self._pace.settle(call.reserve, 0)
                 await self._pace.learn(error.remaining)
-                is_pause = error.status == 429 and error.retry_after is not None
-                if not is_pause or refusals == self._limits.refusals:
+                wait = error.retry_after if error.status == 429 else None
+                is_last = refusals == self._limits.refusals
+                if wait is None or is_last or not may_pass(error):
                     raise
-                pause = self._pace.refused(error.retry_after or 0, call.reserve)
+                pause = self._pace.refused(wait, call.reserve)
                 self.tell("refused", call, pause, str(error))
                 self.tell("paused", call, pause)
             else:
@@ -122,7 +128,8 @@ class Calls:
         call.sent += 1
         self.tell("sent", call)
         loop, answer, ended = asyncio.get_running_loop(), None, "cancelled"
-        begun, token = loop.time(), holding.set((*holding.get(), self))
+        call.since = begun = loop.time()
+        token = holding.set((*holding.get(), self))
         try:
             async with asyncio.timeout(self._limits.attempt):
                 answer = as_answer(await call.ask(call.question))
@@ -135,6 +142,7 @@ class Calls:
         finally:
             holding.reset(token)
             call.in_flight += loop.time() - begun
+            call.since = math.inf
             if self._journal:
                 self._journal.ended(call.question, number, ended, answer)
 

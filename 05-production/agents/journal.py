@@ -3,7 +3,6 @@
 import sqlite3
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from .results import Answer
@@ -48,8 +47,9 @@ class Journal:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._file: sqlite3.Connection | None = None
+        self._broken = ""  # why, if something could not be written
         try:
-            self._file = sqlite3.connect(path, timeout=0, isolation_level=None)
+            self._file = sqlite3.connect(self.path, timeout=0, isolation_level=None)
             self._file.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._file.execute("PRAGMA journal_mode = WAL")
             self._file.execute("PRAGMA synchronous = NORMAL")
@@ -59,9 +59,7 @@ class Journal:
             self._file.execute("COMMIT")
         except sqlite3.Error as error:
             self.close()
-            why = str(error)
-            if "locked" in why:
-                why = "in use by another process"
+            why = "in use already" if "locked" in str(error) else error
             raise JournalError(f"journal {self.path}: {why}") from None
 
     def answer_to(self, question: str) -> Answer | None:
@@ -70,6 +68,8 @@ class Journal:
 
     def sent(self, question: str) -> int:
         """A request is about to be sent. Gives its number, which goes on over runs."""
+        if self._broken:
+            raise JournalError(self._broken)
         number: int = self._execute(NUMBER, question).fetchone()[0]
         self._execute(
             "INSERT INTO attempts (question, attempt, sent) VALUES (?, ?, ?)",
@@ -93,7 +93,8 @@ class Journal:
         try:
             return self._file.execute(command, values)
         except sqlite3.Error as error:
-            raise JournalError(f"journal {self.path}: {error}") from error
+            self._broken = f"journal {self.path}: {error}"
+            raise JournalError(self._broken) from error
 
     def close(self) -> None:
         """A second call does nothing."""
@@ -104,10 +105,5 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

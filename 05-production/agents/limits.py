@@ -31,7 +31,7 @@ class Limits:
 
     # How often
     attempts: int = 4  # tries for a question; those refused with a wait do not count
-    refusals: int = 100  # of one question, each with a wait: then it is given up
+    refusals: int = 100  # of one try, each with a wait: then that has failed, too
     backoff: float = 0.5  # at most so long before the second try, then twice as long
     longest_backoff: float = 30.0
     free_retries: int = 10  # the retry budget of the whole run: these,

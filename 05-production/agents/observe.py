@@ -27,7 +27,7 @@ Observer = Callable[[Event], object]
 
 
 class Summary:
-    """Counts events: `summary["refused"]`, `summary.tokens`, `summary.in_flight`."""
+    """Counts events: `summary["refused"]`, `summary.tokens`, `summary.open`."""
 
     def __init__(self) -> None:
         self.counts = Counter[str]()

@@ -4,6 +4,8 @@ The only file that imports `openai`.
 """
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -22,9 +24,9 @@ def openai_ask(
 
     The caller's client is shared and not closed. Its own retries are off here: they
     are the team's. Raises what `Team` understands: `Refused`, `Unreadable`,
-    TimeoutError, ConnectionError. None of them, and no answer, contains the key.
+    TimeoutError, ConnectionError. None of them contains the key.
     """
-    timeout = openai.Timeout(limits.attempt, connect=limits.connect)
+    timeout = openai.Timeout(number(limits.attempt), connect=number(limits.connect))
     once = client.with_options(max_retries=0, timeout=timeout)
     create: Any = once.chat.completions.with_raw_response.create
 
@@ -33,13 +35,11 @@ def openai_ask(
         try:
             # Raw: reading the three things that are needed costs less than the types.
             raw = await create(model=model, messages=messages, **options)
-        except openai.APIStatusError as error:
-            raise refusal(error) from None
-        except openai.APITimeoutError as error:
-            raise TimeoutError("no answer in time") from error
-        except openai.APIConnectionError as error:
-            raise ConnectionError(str(error.__cause__ or error)) from error
-        return read(raw.content, raw.headers)
+        except Exception as error:
+            failure = understood(error, once.api_key)
+        else:
+            return read(raw.content, raw.headers)
+        raise failure  # out here, where it does not carry the SDK's, which has the key
 
     return ask
 
@@ -49,27 +49,58 @@ def read(body: bytes, headers: Mapping[str, str]) -> Answer:
     try:
         completion = json.loads(body)
         text = completion["choices"][0]["message"]["content"]
-        usage = completion.get("usage") or {}
-        prompt, answer = usage.get("prompt_tokens"), usage.get("completion_tokens")
         if not isinstance(text, str):
             raise TypeError("no text")
+        text = text.encode(errors="replace").decode()  # JSON allows half a letter
+        usage = completion.get("usage") or {}
+        used = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+        prompt, answer = (n if isinstance(n, int) else None for n in used)
         return Answer(text, prompt, answer, remaining(headers))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except Exception as error:
         raise Unreadable(f"not a chat completion: {error}") from None
 
 
-def refusal(error: openai.APIStatusError) -> Refused:
-    says = error.message
-    if error.status_code in (401, 403):  # its words may repeat a part of the key
+def understood(error: Exception, key: str) -> Exception:
+    """What a team understands, for what the SDK or its transport has raised."""
+    if isinstance(error, openai.APIStatusError):
+        return refused(error, key)
+    if isinstance(error, TypeError):  # an option that the SDK does not know
+        return error
+    cause = error.__cause__ or error
+    says = without(key, str(cause) or type(cause).__name__)
+    if isinstance(error, ValueError):  # a key or a question that cannot be sent
+        return ValueError(says)
+    # The SDK's aiohttp transport says "timeout" when there is no connection, too.
+    if isinstance(error, openai.APITimeoutError) and has_timed_out(error):
+        return TimeoutError("no answer in time")
+    return ConnectionError(says)
+
+
+def has_timed_out(error: BaseException | None) -> bool:
+    if error is None or isinstance(error, TimeoutError):
+        return error is not None
+    return has_timed_out(error.__cause__ or error.__context__)
+
+
+def refused(error: openai.APIStatusError, key: str) -> Refused:
+    says = error.message.partition(" - ")[2]  # after "Error code: 400"
+    if error.status_code == 401:  # it may repeat the end of the key, too
         says = "the key is refused"
     headers = error.response.headers
     return Refused(
         error.status_code,
-        f"{error.code or ''} {says}".strip(),
+        without(key, f"{error.code or ''} {says}".strip()),
         code=error.code,
         retry_after=retry_after(headers),
         remaining=remaining(headers),
     )
+
+
+def without(key: str, text: str) -> str:
+    """Servers and libraries repeat a key, or its beginning."""
+    if len(key) < 7:  # "local", "EMPTY": no secret
+        return text
+    return re.sub(re.escape(key[:8]) + r"\S*", "[key]", text)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -84,7 +115,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         if "date" in headers:  # by the server's own clock
             now = parsedate_to_datetime(headers["date"])
         return max(0.0, (then - now).total_seconds())
-    except (LookupError, ValueError, TypeError):
+    except (LookupError, ValueError, TypeError, OverflowError):
         return None
 
 
@@ -95,8 +126,10 @@ def remaining(headers: Mapping[str, str]) -> Remaining:
     )
 
 
-def number(text: str | None) -> float | None:
+def number(value: str | float | None) -> float | None:
+    """None for what is none, and for "nan" and "inf"."""
     try:
-        return float(text or "")
+        found = float(value or "nan")
     except ValueError:
         return None
+    return found if math.isfinite(found) else None

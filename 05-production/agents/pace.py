@@ -1,6 +1,7 @@
 """No faster than the limits allow: requests and tokens, first come, first served."""
 
 import asyncio
+from collections.abc import Callable
 from random import Random
 
 from aiolimiter import AsyncLimiter
@@ -11,6 +12,7 @@ from .results import Remaining, TooLarge
 # Held back of a burst, never of the rate: room for what is sent earlier or later.
 HELD_BACK = 0.1  # a tenth of it, but
 LONGEST_HELD = 0.25  # seconds' worth of the rate at most
+PART = 0.1  # seconds' worth: what a waiting call pays at once
 JITTER = 0.25  # of a pause: so much later, at most, do the senders go on
 
 
@@ -22,37 +24,47 @@ class Bucket:
     large ones.
     """
 
-    def __init__(self, per_minute: float, burst: float | None, least: float) -> None:
+    def __init__(self, per_minute: float, burst: float | None) -> None:
         self.rate = per_minute / 60  # units a second
-        full = max(least, self.rate) if burst is None else burst
+        full = max(1, self.rate) if burst is None else burst
         self.size = full - min(HELD_BACK * full, LONGEST_HELD * self.rate)
         self.owed = 0.0  # less than zero: credit
+        self._paid = 0.0  # by the one who is paying
         self._limiter = self._full()
 
     def _full(self) -> AsyncLimiter:
         return AsyncLimiter(self.size, self.size / self.rate)
 
-    async def pay(self, amount: float) -> None:
-        """Wait until `amount` is there, and take it. Cancelled, it has taken nothing.
+    async def pay(self, amount: float, is_off: Callable[[], bool]) -> bool:
+        """Wait until `amount` is there, and take it: True.
 
-        More than the size of the bucket is paid in parts.
+        Called off or cancelled, it has taken nothing. Who waits pays in parts: so it
+        sees what is given back meanwhile, and may want more than the bucket holds.
         """
         if self.owed < 0 and self._limiter.has_capacity(max(0, self.size + self.owed)):
             self._limiter, self.owed = self._full(), 0.0  # fuller than full is full
-        due, paid = amount, False
         try:
-            while (part := min(due + self.owed, self.size)) > 0:
-                await self._limiter.acquire(part)
-                due -= part
-            paid = True
+            while (due := amount + self.owed - self._paid) > 0 and not is_off():
+                limiter = self._limiter
+                if not limiter.has_capacity(due):
+                    due = min(due, self.size, PART * self.rate)
+                await limiter.acquire(due)
+                if limiter is self._limiter:
+                    self._paid += due
+            if not is_off():
+                self.owed += amount
+                return True
+            return False
         finally:
-            self.owed += due if paid else due - amount
+            self.owed -= self._paid
+            self._paid = 0.0
 
     async def lower(self, left: float) -> None:
         """No more than `left` is there, says the server."""
         left = min(max(left, 0), self.size)
-        if self._limiter.has_capacity(max(0, min(left + 1 + self.owed, self.size))):
-            self._limiter, self.owed = self._full(), 0.0
+        more = left + 1 + self.owed - self._paid
+        if self._limiter.has_capacity(max(0, min(more, self.size))):
+            self._limiter, self.owed, self._paid = self._full(), 0.0, 0.0
             await self._limiter.acquire(self.size - left)  # at once: it is full
 
 
@@ -66,9 +78,9 @@ class Pace:
         self._first = 0  # calls that go first, and wait
         self._requests = self._tokens = None
         if limits.rpm is not None:
-            self._requests = Bucket(limits.rpm, limits.request_burst, least=1)
+            self._requests = Bucket(limits.rpm, limits.request_burst)
         if limits.tpm is not None:
-            self._tokens = Bucket(limits.tpm, limits.token_burst, least=1)
+            self._tokens = Bucket(limits.tpm, limits.token_burst)
         self._most = limits.token_burst or limits.tpm  # tokens of one request
         self._concurrent = limits.concurrent
         self._refusals = 0
@@ -107,20 +119,25 @@ class Pace:
                 await self._pause()
                 if first or not self._first:
                     is_paid = await self._pay(tokens)
+                else:  # it may be cancelled, and leave only when it runs
+                    await asyncio.sleep(0)
 
     async def _pay(self, tokens: float) -> bool:
         """False: somebody was refused meanwhile, so what was paid for is gone."""
-        refusals = self._refusals
-        if self._requests is not None:
-            await self._requests.pay(1)
-        if self._tokens is not None:
-            try:
-                await self._tokens.pay(tokens)
-            except BaseException:
-                if self._requests is not None:
-                    self._requests.owed -= 1
-                raise
-        return refusals == self._refusals
+        before = self._refusals
+
+        def is_off() -> bool:
+            return before != self._refusals
+
+        if self._tokens and not await self._tokens.pay(tokens, is_off):
+            return False
+        is_paid = False
+        try:
+            is_paid = not self._requests or await self._requests.pay(1, is_off)
+            return is_paid
+        finally:
+            if not is_paid:
+                self.settle(tokens, 0)
 
     async def _pause(self) -> None:
         loop = asyncio.get_running_loop()

@@ -1,7 +1,8 @@
 """Workers that pull: no more is begun than is wanted, whatever the number of items."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -9,7 +10,7 @@ R = TypeVar("R")
 
 
 async def work_through(
-    items: AsyncIterator[T],
+    items: AsyncGenerator[T, None],
     work: Callable[[T], Awaitable[R]],
     workers: int,
     in_order: bool,
@@ -18,43 +19,49 @@ async def work_through(
 
     Backpressure: at most `workers` items are in work and as many results wait, so a
     slow consumer slows the workers down. In order, one slow item holds up the others.
-    What `items` or `work` raises is raised here, and nothing is left running.
+    What `work` raises is raised here, what `items` raises after the last result, and
+    nothing is left running.
     """
-    results: asyncio.Queue[asyncio.Future[R] | None] = asyncio.Queue(workers)
-    pulling = asyncio.Lock()
-    loop = asyncio.get_running_loop()
-    at_work = workers
+    results: asyncio.Queue[asyncio.Future[R] | None] = asyncio.Queue()
+    room, pulling = asyncio.Semaphore(workers), asyncio.Lock()
+
+    async def put(result: asyncio.Future[R]) -> None:
+        await room.acquire()
+        results.put_nowait(result)
 
     async def worker() -> None:
-        nonlocal at_work
-        while True:
-            result: asyncio.Future[R] = loop.create_future()
-            is_in_line = False
-            try:
+        with suppress(StopAsyncIteration):
+            while True:
+                result = asyncio.Future[R]()
                 async with pulling:
                     item = await anext(items)
                     if in_order:
-                        await results.put(result)
-                        is_in_line = True
-                result.set_result(await work(item))
-            except StopAsyncIteration:
-                break
-            except asyncio.CancelledError:
-                result.cancel()
-                raise
-            except Exception as error:
-                result.set_exception(error)
-            if not is_in_line:
-                await results.put(result)
-        at_work -= 1
-        if not at_work:
-            await results.put(None)
+                        await put(result)
+                try:
+                    result.set_result(await work(item))
+                except asyncio.CancelledError:
+                    result.cancel()
+                    raise
+                except Exception as error:
+                    result.set_exception(error)
+                    result.exception()  # no complaint if nobody wants it any more
+                if not in_order:
+                    await put(result)
 
     tasks = [asyncio.create_task(worker()) for _ in range(workers)]
+    for task in tasks:
+        task.add_done_callback(lambda _: results.put_nowait(None))
     try:
-        while (result := await results.get()) is not None:
-            yield await result
+        while workers:
+            if (result := await results.get()) is None:
+                workers -= 1
+            else:
+                room.release()
+                yield await result
+        for task in tasks:
+            await task
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await items.aclose()

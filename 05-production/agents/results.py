@@ -33,6 +33,8 @@ Ask = Callable[[str], Awaitable[Answer | str]]
 
 
 def as_answer(answer: Answer | str) -> Answer:
+    if not isinstance(answer, Answer | str):
+        raise TypeError(f"{type(answer).__name__}: neither an Answer nor a str")
     return Answer(answer) if isinstance(answer, str) else answer
 
 

@@ -14,7 +14,7 @@ def kind_of(error: BaseException) -> Kind:
             return Kind.REFUSED
         case TimeoutError():  # an OSError, too, so it comes first
             return Kind.TIMED_OUT
-        case OSError():  # ConnectionError is one
+        case OSError(filename=None):  # ConnectionError is one; not what a file does
             return Kind.UNREACHABLE
         case Unreadable() | TooLarge():
             return Kind.INVALID
@@ -28,7 +28,7 @@ def may_pass(error: Exception) -> bool:
         if error.code == "insufficient_quota":  # a 429 that no wait will cure
             return False
         return error.status in (408, 409, 429) or error.status >= 500
-    return isinstance(error, OSError | Unreadable)
+    return isinstance(error, OSError | Unreadable) and kind_of(error) != Kind.CRASHED
 
 
 def backoff(tries: int, limits: Limits, rng: Random) -> float:

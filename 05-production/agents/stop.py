@@ -27,18 +27,15 @@ def stop_on_signals(team: Team, grace: float = 5.0) -> Iterator[Stop]:
     """
     loop, stop = asyncio.get_running_loop(), Stop()
 
-    def act() -> None:
+    def act(number: int) -> None:
         if stop.signal is None:
+            stop.signal = number
             team.drain(grace)
         else:
             team.cancel()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        def note() -> None:
-            act()
-            stop.signal = stop.signal or number
-
-        loop.call_soon_threadsafe(note)
+        loop.call_soon_threadsafe(act, number)
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, on_signal) for number in numbers]

@@ -21,7 +21,16 @@ from .limits import Limits
 from .observe import Observer
 from .pace import Pace
 from .pool import work_through
-from .results import Answer, Ask, Failure, Kind, NestingError, Outcome, as_answer
+from .results import (
+    Answer,
+    Ask,
+    Failure,
+    Kind,
+    NestingError,
+    Outcome,
+    Unanswered,
+    as_answer,
+)
 from .retry import kind_of
 
 # How many agents that ask agents the running one has above it.
@@ -63,6 +72,7 @@ class Team:
         self._why, self._draining = Kind.DEADLINE, False
 
     async def __aenter__(self) -> Self:
+        self._why, self._draining = Kind.DEADLINE, False
         self._ends = asyncio.get_running_loop().time() + self.limits.deadline
         return self
 
@@ -74,17 +84,19 @@ class Team:
 
     async def ask(self, question: str, ask: Ask | None = None) -> Outcome:
         """Ask one question; with another `ask`, if given, within the same limits."""
-        if self._calls in holding.get():
-            raise NestingError(
-                "a call to the model asks its own team, and would wait for its own "
-                "slot: make it an agent, team.run(questions, agent=...)"
-            )
+        self._check_slots()
         reserve = self.limits.answer_tokens + len(question) / 4
         if self._estimate is not None:
             reserve = self._estimate(question)
         call = Call(question, ask or self._ask, reserve)
         self._calls.tell("queued", call)
-        outcome = await self._outcome(call, self._answer)
+        try:
+            outcome = await self._outcome(call, self._answer)
+        except BaseException as error:  # whoever asked has given up
+            self._calls.tell(
+                "failed", call, detail=f"cancelled: {type(error).__name__}"
+            )
+            raise
         kind, why = "answered", ""
         if outcome.failure is not None:
             kind, why = "failed", f"{outcome.failure.kind}: {outcome.failure.says}"
@@ -105,6 +117,7 @@ class Team:
         slot is free. When the team stops, those that are left fail at once (of an async
         iterable, those that were pulled). Who breaks off should `aclose()` the run.
         """
+        self._check_slots()
         depth = _depth.get() + 1
         if agent is not None and depth > self.limits.depth:
             raise NestingError(f"agents ask agents {depth} deep: at most {depth - 1}")
@@ -114,23 +127,26 @@ class Team:
                 return Outcome(question, failure=Failure(self._why, "not begun"))
             if agent is None:
                 return await self.ask(question)
-            token = _depth.set(depth)
-            try:
-                return await self._outcome(Call(question, agent), _run_agent)
-            finally:
-                _depth.reset(token)
+            _depth.set(depth)  # in the worker's own context
+            return await self._outcome(Call(question, agent), _run_agent)
 
-        pulled = self._pull(questions)
         workers = 2 * self.limits.concurrent  # as many may wait for their next try
-        run = work_through(pulled, work, workers, in_order)
+        run = work_through(self._pull(questions), work, workers, in_order)
         self._runs.add(run)
         try:
             async for outcome in run:
                 yield outcome
         finally:
-            await run.aclose()
-            await pulled.aclose()
+            with suppress(RuntimeError):  # the team closes it already
+                await run.aclose()
             self._runs.discard(run)
+
+    def _check_slots(self) -> None:
+        if self._calls in holding.get():
+            raise NestingError(
+                "a call to the model asks its own team, and would wait for its own "
+                "slot: make it an agent, team.run(questions, agent=...)"
+            )
 
     def drain(self, grace: float) -> None:
         """Begin no more questions; in `grace` seconds, cancel those that are left."""
@@ -206,6 +222,8 @@ class Team:
             if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
                 raise  # this task is meant; else what it has waited for was cancelled
             kind, says = kind_of(error), str(error) or type(error).__name__
+            if isinstance(error, Unanswered):
+                says = error.failure.says  # without the kind, which is said already
             if self._is_over():
                 kind, says = self._why, "the team's time was over"
             failure = Failure(kind, says, error)
