@@ -1,0 +1,74 @@
+"""
+Exercise: each level has slots of its own, and all agents finish.
+
+Run:   python solutions/nested_slots_by_level.py
+Next:  broken_backoff_in_slot.py
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+from racelab import (
+    Ask,
+    Timeline,
+    Watchdog,
+    local_server,
+    open_model,
+    start,
+    verdict,
+)
+
+HELPERS = {"scout": "reader", "critic": "tester", "lawyer": "clerk"}
+AGENTS = (*HELPERS, *HELPERS.values())
+SLOTS = (2, 1)  # of those who may wait for a helper, and of the helpers
+
+
+@dataclass
+class Team:
+    slots: list[asyncio.Semaphore]  # of each level
+    ask: Ask
+    timeline: Timeline
+    watchdog: Watchdog
+
+    def start(self, agent: str) -> asyncio.Task[str]:
+        task = asyncio.create_task(work(agent, self), name=agent)
+        self.watchdog.add(agent, task)
+        return task
+
+
+async def work(agent: str, team: Team) -> str:
+    """One agent's work. Some need what their helper has found, and wait for it."""
+    notes = ""
+    level = 0 if agent in HELPERS else 1
+    async with team.slots[level]:
+        team.timeline.mark(agent, "has a slot")
+        # Who waits here waits for the next level. On the last one nobody waits.
+        if agent in HELPERS:
+            notes = await team.start(HELPERS[agent])
+        answer = await team.ask(f"As the {agent}, name a risk. {notes}")
+    team.timeline.mark(agent, "done")
+    return answer
+
+
+async def run(ask: Ask, timeline: Timeline, watchdog: Watchdog) -> list[str]:
+    """Let the three work at the same time, each with a helper; give their answers."""
+    slots = [asyncio.Semaphore(number) for number in SLOTS]
+    team = Team(slots, ask, timeline, watchdog)
+    return await asyncio.gather(*map(team.start, HELPERS))
+
+
+async def main() -> int:
+    timeline = Timeline(*AGENTS)
+    watchdog = Watchdog(lambda: str(timeline))
+    # The local server answers long before the watchdog's patience ends.
+    with local_server() as server:
+        async with open_model(server) as ask:
+            watchdog.add("boss", asyncio.create_task(run(ask, timeline, watchdog)))
+            stuck = await asyncio.to_thread(watchdog.watch)
+    print(timeline, *stuck, sep="\n")
+    finished = sum("done" in timeline.of(agent) for agent in AGENTS)
+    return verdict(not stuck, f"finished {finished} of {len(AGENTS)} agents")
+
+
+if __name__ == "__main__":
+    start(main)
