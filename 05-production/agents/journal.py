@@ -50,13 +50,12 @@ class Journal:
         self._broken = ""  # why, if something could not be written
         try:
             self._file = sqlite3.connect(self.path, timeout=0, isolation_level=None)
+            # With WAL: from the first look on, until the end, nobody else gets in.
             self._file.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._file.execute("PRAGMA journal_mode = WAL")
             self._file.execute("PRAGMA synchronous = NORMAL")
-            self._file.execute("BEGIN EXCLUSIVE")  # and nobody else can, until the end
             self._file.execute(SCHEMA)
             self._file.execute(ANSWER, ("",))  # is it ours?
-            self._file.execute("COMMIT")
         except sqlite3.Error as error:
             self.close()
             why = "in use already" if "locked" in str(error) else error

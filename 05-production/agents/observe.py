@@ -20,7 +20,7 @@ class Event:
     attempt: int = 0  # requests sent for this question so far
     wait: float = 0.0  # seconds: refused, paused, and until it is retried
     detail: str = ""  # why it was refused, is retried, has failed
-    outcome: Outcome | None = None  # answered, failed
+    outcome: Outcome | None = None  # answered, failed; None: who asked has given up
 
 
 Observer = Callable[[Event], object]

@@ -18,7 +18,12 @@ from .results import Answer, Ask, Refused, Remaining, Unreadable
 
 
 def openai_ask(
-    client: openai.AsyncOpenAI, model: str, limits: Limits, **options: Any
+    client: openai.AsyncOpenAI,
+    model: str,
+    limits: Limits,
+    *,
+    system: str = "",
+    **options: Any,
 ) -> Ask:
     """One try at a chat completion; `options` go to the API as they are.
 
@@ -29,9 +34,10 @@ def openai_ask(
     timeout = openai.Timeout(number(limits.attempt), connect=number(limits.connect))
     once = client.with_options(max_retries=0, timeout=timeout)
     create: Any = once.chat.completions.with_raw_response.create
+    before = [{"role": "system", "content": system}] if system else []
 
     async def ask(question: str) -> Answer:
-        messages = [{"role": "user", "content": question}]
+        messages = [*before, {"role": "user", "content": question}]
         try:
             # Raw: reading the three things that are needed costs less than the types.
             raw = await create(model=model, messages=messages, **options)

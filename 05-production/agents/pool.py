@@ -30,6 +30,7 @@ async def work_through(
         results.put_nowait(result)
 
     async def worker() -> None:
+        task = asyncio.current_task()
         with suppress(StopAsyncIteration):
             while True:
                 result = asyncio.Future[R]()
@@ -45,6 +46,8 @@ async def work_through(
                 except Exception as error:
                     result.set_exception(error)
                     result.exception()  # no complaint if nobody wants it any more
+                if task and task.cancelling():  # `work` has made something else of it
+                    return
                 if not in_order:
                     await put(result)
 

@@ -115,7 +115,8 @@ class Team:
         With `agent`, that is what answers each question: it may ask the team, and
         `run` agents of its own, and it holds no slot. Questions are pulled only when a
         slot is free. When the team stops, those that are left fail at once (of an async
-        iterable, those that were pulled). Who breaks off should `aclose()` the run.
+        iterable, those that were pulled; of an endless one, without an end). Who breaks
+        off should `aclose()` the run.
         """
         self._check_slots()
         depth = _depth.get() + 1
