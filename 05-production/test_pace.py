@@ -289,7 +289,8 @@ async def test_who_is_cancelled_while_waiting_has_taken_nothing(
     await asyncio.sleep(0)
     allowed = now() + server.wait(10)
     await send(10)
-    assert allowed - TICK <= now() <= allowed + 0.5 + TICK  # which is held back
+    # Held back are 0.25 s, and again for each that is cancelled while it pays.
+    assert allowed - TICK <= now() <= allowed + 0.75 + TICK
     assert server.refused == 0
 
 
@@ -442,7 +443,11 @@ async def test_more_left_at_the_server_than_here_changes_nothing() -> None:
     limits = Limits(concurrent=1, rpm=60, request_burst=1)
     async with Team(ask, limits) as team:
         times = [now() async for _ in team.run("abcd")]
-    assert [round(b - a, 6) for a, b in pairwise(times)] == [1, 1, 1]
+    assert [round(b - a, 6) for a, b in pairwise(times)] == [
+        1.1,
+        1,
+        1,
+    ]  # held back once
 
 
 @pytest.mark.virtual_time

@@ -109,12 +109,13 @@ class Calls:
                     self._pace.settle(call.reserve, 0)
                 await self._pace.learn(error.remaining)
                 wait = error.retry_after if error.status == 429 else None
-                is_last = refusals == self._limits.refusals
-                if wait is None or is_last or not may_pass(error):
+                if wait is None or not may_pass(error):
                     raise
                 pause = self._pace.refused(wait, call.reserve)
                 self.tell("refused", call, pause, str(error))
                 self.tell("paused", call, pause)
+                if refusals == self._limits.refusals:
+                    raise
             else:
                 if answer.tokens is not None:
                     self._pace.settle(call.reserve, answer.tokens)

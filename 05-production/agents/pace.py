@@ -26,8 +26,8 @@ class Bucket:
 
     def __init__(self, per_minute: float, burst: float | None) -> None:
         self.rate = per_minute / 60  # units a second
-        full = max(1, self.rate) if burst is None else burst
-        self.size = full - min(HELD_BACK * full, LONGEST_HELD * self.rate)
+        self.size = max(1, self.rate) if burst is None else burst
+        self.held = min(HELD_BACK * self.size, LONGEST_HELD * self.rate)
         self.owed = 0.0  # less than zero: credit
         self._paid = 0.0  # by the one who is paying
         self._limiter = self._full()
@@ -43,6 +43,7 @@ class Bucket:
         """
         if self.owed < 0 and self._limiter.has_capacity(max(0, self.size + self.owed)):
             self._limiter, self.owed = self._full(), 0.0  # fuller than full is full
+        rested = self._limiter.has_capacity(self.size)
         try:
             while (due := amount + self.owed - self._paid) > 0 and not is_off():
                 limiter = self._limiter
@@ -51,10 +52,10 @@ class Bucket:
                 await limiter.acquire(due)
                 if limiter is self._limiter:
                     self._paid += due
-            if not is_off():
-                self.owed += amount
-                return True
-            return False
+            if is_off():
+                return False
+            self.owed += amount + (self.held if rested else 0)
+            return True
         finally:
             self.owed -= self._paid
             self._paid = 0.0
@@ -129,25 +130,33 @@ class Pace:
         def is_off() -> bool:
             return before != self._refusals
 
-        if self._tokens and not await self._tokens.pay(tokens, is_off):
-            return False
-        is_paid = False
-        try:
-            is_paid = not self._requests or await self._requests.pay(1, is_off)
-            return is_paid
-        finally:
-            if not is_paid:
-                self.settle(tokens, 0)
+        while True:
+            if self._tokens and not await self._tokens.pay(tokens, is_off):
+                return False
+            paid_at, is_paid = asyncio.get_running_loop().time(), False
+            try:
+                is_paid = not self._requests or await self._requests.pay(1, is_off)
+            finally:
+                if not is_paid:
+                    self.settle(tokens, 0)
+            waited = asyncio.get_running_loop().time() > paid_at + 0.001
+            if not (is_paid and waited and self._tokens and self._requests):
+                return is_paid
+            # The tokens are of a moment that has passed: take both again, at once.
+            self.settle(tokens, 0)
+            self._requests.owed -= 1
 
     async def _pause(self) -> None:
-        loop = asyncio.get_running_loop()
-        while (wait := self._open_at - loop.time()) > 0:  # noqa: ASYNC110
-            await asyncio.sleep(wait)
-        if self._paused:
-            self._paused = False
-            await self.learn(Remaining(1, self._after))
-        if self._spread:
-            await asyncio.sleep(self._spread.pop())
+        loop, refusals = asyncio.get_running_loop(), -1
+        while refusals != self._refusals:  # somebody may be refused while we wait
+            refusals = self._refusals
+            while (wait := self._open_at - loop.time()) > 0:  # noqa: ASYNC110
+                await asyncio.sleep(wait)
+            if self._paused:
+                self._paused = False
+                await self.learn(Remaining(1, self._after))
+            if self._spread:
+                await asyncio.sleep(self._spread.pop())
 
     def settle(self, reserved: float, used: float) -> None:
         """A request for which so many tokens were taken has used so many."""

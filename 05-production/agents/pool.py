@@ -25,14 +25,16 @@ async def work_through(
     results: asyncio.Queue[asyncio.Future[R] | None] = asyncio.Queue()
     room, pulling = asyncio.Semaphore(workers), asyncio.Lock()
 
+    is_over = False  # an agent may swallow the cancellation of its worker
+
     async def put(result: asyncio.Future[R]) -> None:
-        await room.acquire()
+        if not is_over:
+            await room.acquire()
         results.put_nowait(result)
 
     async def worker() -> None:
-        task = asyncio.current_task()
         with suppress(StopAsyncIteration):
-            while True:
+            while not is_over:
                 result = asyncio.Future[R]()
                 async with pulling:
                     item = await anext(items)
@@ -46,8 +48,6 @@ async def work_through(
                 except Exception as error:
                     result.set_exception(error)
                     result.exception()  # no complaint if nobody wants it any more
-                if task and task.cancelling():  # `work` has made something else of it
-                    return
                 if not in_order:
                     await put(result)
 
@@ -64,6 +64,7 @@ async def work_through(
         for task in tasks:
             await task
     finally:
+        is_over = True
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -35,6 +35,8 @@ from .retry import kind_of
 
 # How many agents that ask agents the running one has above it.
 _depth: ContextVar[int] = ContextVar("depth", default=0)
+# The runs that the running agent has begun.
+_begun: ContextVar[list[AsyncGenerator[Outcome, None]]] = ContextVar("begun")
 
 
 class Team:
@@ -66,8 +68,8 @@ class Team:
         self._calls = Calls(limits, rng, pace, journal, observer)
         self._ask, self._journal, self._estimate = ask, journal, estimate
         self._same = WeakValueDictionary[str, asyncio.Lock]()  # question -> its lock
-        self._scopes = set[asyncio.Timeout]()
-        self._runs = set[AsyncGenerator[Outcome, None]]()
+        self._scopes = dict[asyncio.Timeout, None]()  # a set has no order
+        self._runs = dict[AsyncGenerator[Outcome, None], None]()
         self._ends: float | None = None  # by the loop's clock
         self._why, self._draining = Kind.DEADLINE, False
 
@@ -79,6 +81,7 @@ class Team:
     async def __aexit__(self, *_: object) -> None:
         self.cancel()
         for run in tuple(self._runs):
+            self._runs.pop(run, None)
             with suppress(RuntimeError):  # somebody still waits for it: gets the rest
                 await run.aclose()
 
@@ -128,19 +131,30 @@ class Team:
                 return Outcome(question, failure=Failure(self._why, "not begun"))
             if agent is None:
                 return await self.ask(question)
-            _depth.set(depth)  # in the worker's own context
-            return await self._outcome(Call(question, agent), _run_agent)
+            # In the worker's own context:
+            begun: list[AsyncGenerator[Outcome, None]] = []
+            _depth.set(depth)
+            _begun.set(begun)
+            try:
+                return await self._outcome(Call(question, agent), _run_agent)
+            finally:  # an agent that fails leaves its runs as they are
+                for nested in begun:
+                    with suppress(RuntimeError):
+                        await nested.aclose()
 
         workers = 2 * self.limits.concurrent  # as many may wait for their next try
         run = work_through(self._pull(questions), work, workers, in_order)
-        self._runs.add(run)
+        self._runs[run] = None
+        _begun.get([]).append(run)
         try:
             async for outcome in run:
                 yield outcome
+            if run not in self._runs:
+                raise RuntimeError("the team was left before the end of its run")
         finally:
             with suppress(RuntimeError):  # the team closes it already
                 await run.aclose()
-            self._runs.discard(run)
+            self._runs.pop(run, None)
 
     def _check_slots(self) -> None:
         if self._calls in holding.get():
@@ -177,11 +191,11 @@ class Team:
         if self._is_over():
             raise TimeoutError
         async with asyncio.timeout_at(self._ends) as scope:
-            self._scopes.add(scope)
+            self._scopes[scope] = None
             try:
                 yield
             finally:
-                self._scopes.discard(scope)
+                del self._scopes[scope]
 
     async def _pull(
         self, questions: Iterable[str] | AsyncIterable[str]
