@@ -81,9 +81,9 @@ class Team:
     async def __aexit__(self, *_: object) -> None:
         self.cancel()
         for run in tuple(self._runs):
-            self._runs.pop(run, None)
             with suppress(RuntimeError):  # somebody still waits for it: gets the rest
                 await run.aclose()
+                self._runs.pop(run, None)
 
     async def ask(self, question: str, ask: Ask | None = None) -> Outcome:
         """Ask one question; with another `ask`, if given, within the same limits."""
