@@ -45,8 +45,9 @@ faults of the local server:
 The model: with OPENAI_API_KEY set, in the environment or in a .env file, the real API;
 without, a local server that needs no key and answers in stock phrases.
 
-The exit status: 0 if every question was answered, 1 if some were not, 2 if it could
-not begin (a wrong value, a wrong key), 130 after Ctrl-C, 143 after SIGTERM.
+The exit status: 0 if every question was answered, 1 if some were not or the editor
+failed, 2 if it could not begin (a wrong value, a wrong key) or its journal broke, 130
+after Ctrl-C, 143 after SIGTERM.
 
 examples:
   python research.py
@@ -120,7 +121,7 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     add("--tpm", type=partial(whole, 1, 1_000_000_000), metavar="N", help=says)
     says = "seconds for one call, then it is tried again (default 60; local: 1.5)"
     add("--timeout", type=seconds, metavar="S", help=says)
-    says = "seconds for all; then what arrived is merged (default %(default)g)"
+    says = "seconds for all, the last fifth to merge what arrived (default %(default)g)"
     add("--deadline", type=seconds, default=300.0, metavar="S", help=says)
 
 

@@ -61,13 +61,16 @@ def parsed(arguments: list[str] | None = None) -> Namespace:
     return options
 
 
+def check_ray() -> None:
+    if find_spec("ray") is None:
+        file = HERE / "requirements-ray.txt"
+        raise ReaderError(f"Ray is not installed: pip install -r {file}")
+
+
 @contextmanager
 def open_cluster(address: str | None, workers: int) -> Iterator[None]:
     """Connect to a cluster, or start one: on this machine, for this machine only."""
-    if find_spec("ray") is None:
-        raise ReaderError(
-            "Ray is not installed: pip install -r 05-production/requirements-ray.txt"
-        )
+    check_ray()
     if address is not None and not answers_at(address):
         raise ReaderError(f"no Ray cluster at {address}")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -247,6 +250,7 @@ def main() -> int:
         limits = Limits(**{name: getattr(options, name) for name in names})
     except ValueError as error:
         raise ReaderError(f"--{error}") from None
+    check_ray()
     endpoint = real_endpoint()
     with ExitStack() as stack:
         server = base_url = None

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agents import Answer, Event, Limits, Outcome, Team
+from agents import Answer, Limits, Outcome, Team
 from racelab.pytest_plugin import Stale
 
 README = Path(__file__).parent / "README.md"
@@ -55,7 +55,9 @@ async def test_the_observer_for_opentelemetry_records_both_metrics(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     code = re.search(
-        r"```python\n(from opentelemetry.+?)```", README.read_text("utf-8"), re.S
+        r"```python\n(from agents import Event\n.+?)```",
+        README.read_text("utf-8"),
+        re.S,
     )
     assert code is not None
     meter, package, metrics = (
@@ -66,7 +68,7 @@ async def test_the_observer_for_opentelemetry_records_both_metrics(
     vars(metrics)["get_meter"] = lambda name: meter
     vars(package)["metrics"] = metrics
     monkeypatch.setitem(sys.modules, "opentelemetry", package)
-    names: dict[str, Any] = {"Event": Event}
+    names: dict[str, Any] = {}
     exec(code[1], names)
 
     async def ask(question: str) -> Answer:

@@ -125,7 +125,7 @@ def counts(ran: Ran) -> dict[str, int]:
 def test_without_ray_one_line_says_what_to_install() -> None:
     ran = script()
     assert (ran.status, ran.out) == (2, "")
-    assert "pip install -r 05-production/requirements-ray.txt" in ran.err
+    assert "Ray is not installed: pip install -r " in ran.err
     assert "Traceback" not in ran.err
 
 
@@ -216,15 +216,11 @@ async def test_a_restarted_limiter_lets_no_burst_through(
 ) -> None:
     import ray
 
-    quiet: list[Any] = []
-
-    def kill() -> None:
-        ray.kill(crew.limiter, no_restart=False)
-        call = crew.limiter.__ray_call__.options(max_task_retries=-1)
-        quiet.append(call.remote(lambda limiter: limiter._quiet))
-
+    kill = partial(ray.kill, crew.limiter, no_restart=False)
     await all_answers(crew, "limiter", 50, kill)
-    assert ray.get(quiet[0]) > 0  # it knows that there was another one
+    # Asked when all is done: right after the kill, the old one may still answer.
+    quiet = crew.limiter.__ray_call__.remote(lambda limiter: limiter._quiet)
+    assert await quiet > 0  # it knows that there was another one
     stats = server.stats()
     assert (stats.received, dict(stats.refused)) == (COUNT, {})
 

@@ -1,7 +1,7 @@
 """Thousands of whole runs, each drawn from a seed, and what must hold after each.
 
-    pytest 05-production/test_simulation.py --simulations 50000     # more of them
-    pytest 05-production/test_simulation.py --simulations 50000 --seed 2000  # others
+    pytest 05-production/test_simulation.py --simulations=50000     # more of them
+    pytest 05-production/test_simulation.py --simulations=50000 --seed=2000  # others
 
 A run that fails prints the line that plays it once more, moment by moment.
 """
@@ -15,7 +15,7 @@ import pytest
 from agents import Kind, Outcome
 from simulation import EPS, FAULTS, FINAL, SOURCES, STOPS, Moment, Ran, play, text_of
 
-AGAIN = "pytest 05-production/test_simulation.py --simulations 1 --seed"
+AGAIN = "pytest 05-production/test_simulation.py --simulations=1 --seed="
 BAD = {  # what a question may end as, after this from the server
     "reset": {Kind.UNREACHABLE},
     "unreadable": {Kind.INVALID},
@@ -482,7 +482,7 @@ def test_every_promise_holds_in_each_run(seeds: range, is_one: bool) -> None:
         if says := wrong(seed):
             if is_one:
                 print(play(seed))
-            pytest.fail("\n".join([*says, f"{AGAIN} {seed}"]), pytrace=False)
+            pytest.fail("\n".join([*says, f"{AGAIN}{seed}"]), pytrace=False)
 
 
 def test_the_same_seed_gives_the_same_run() -> None:
