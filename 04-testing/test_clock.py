@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import math
 import random
 import threading
 import time
@@ -247,3 +248,17 @@ async def test_a_day_of_paced_work(rate_limited_day: tuple[int, float]) -> None:
 async def test_the_loop_is_a_stock_one() -> None:
     assert type(asyncio.get_running_loop()) is VirtualLoop
     assert isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop)
+
+
+@pytest.mark.virtual_time
+async def test_who_waits_for_less_than_a_float_can_say_does_not_wait_for_ever() -> None:
+    """As rate limiters do, when the rest that they wait for is a rounding error."""
+    loop = asyncio.get_running_loop()
+    began, timers = loop.time(), 0
+    while loop.time() == began:
+        rung = loop.create_future()
+        loop.call_at(loop.time(), rung.set_result, None)
+        await rung
+        timers += 1
+    assert timers == clock.AT_ONCE + 1
+    assert loop.time() == math.nextafter(began, math.inf)

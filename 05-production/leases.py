@@ -22,15 +22,13 @@ from random import Random
 from typing import Any, Protocol, Self
 
 from agents import Limits, Pace, Remaining, TooLarge
+from agents.pace import HELD_BACK, JITTER, LONGEST_HELD
 
 BATCH = 10  # requests of a lease
 SHARE = 0.5  # seconds: a lease is no more than what the limit lets through in these
 SOON = 0.1  # seconds: who wants no other lease so soon says that this one is used up
 EXPIRY = 1.0  # seconds after which a lease is void,
 MARGIN = 1.0  # and so much later it is void for the limiter, too: messages take time
-# As in agents.Pace: held back of a burst, as a share and in seconds' worth of the rate
-HELD_BACK, LONGEST_HELD = 0.1, 0.25
-JITTER = 0.25  # of a pause: so much longer it is at most
 NEARLY = 1e-6  # of a request or a token: what is missing by so much is there
 UNLIMITED = 1e12  # a minute
 UNKNOWN = Remaining()

@@ -7,7 +7,8 @@
 `VirtualLoop` is a stock event loop that keeps its timers itself. asyncio asks the
 selector to wait without end exactly when nobody can run: then the next timer is due.
 So time is exact to the float, stands still while anybody works, and is the same on
-every run. What it needs:
+every run. (Who waits for less than a float can say, again and again, gets one float
+more.) What it needs:
 
 - The code sleeps, times out and paces itself by asyncio: `asyncio.sleep`,
   `asyncio.timeout`, `loop.time()`. `time.time()` and `time.sleep()` stay real.

@@ -48,7 +48,8 @@ class Team:
 
     Time is the running loop's; the deadline begins at the `async with`, at the end of
     which nothing is left running. `estimate` gives the tokens to reserve for a question
-    and its answer. Of all failures, only a `JournalError` is raised.
+    and its answer. Failures are outcomes. Raised are a `JournalError`, and what the
+    caller did wrong: a `NestingError`, a RuntimeError outside of the `async with`.
     """
 
     def __init__(
