@@ -18,7 +18,7 @@ from statistics import median
 from openai import AsyncOpenAI, OpenAI
 
 from racelab import LocalServer, local_server, result, start, table
-from racelab.chart import Chart, chart_file
+from racelab.pytest.chart import Chart, chart_file
 
 IN_FLIGHT = 4  # at most, in "threads" and in "asyncio"
 LATENCY = 0.03  # seconds: each answer takes exactly this long at the server

@@ -20,7 +20,7 @@ import aiohttp
 from openai import AsyncOpenAI, DefaultAioHttpClient
 
 from racelab import LocalServer, local_server, result, start, table
-from racelab.chart import Chart, chart_file
+from racelab.pytest.chart import Chart, chart_file
 
 LATENCY = 0.05  # seconds: each answer takes exactly this long at the server
 WAVES = {1: 5, 10: 5, 100: 7, 500: 1}  # in flight: how often so many start together

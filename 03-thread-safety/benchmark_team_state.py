@@ -22,7 +22,7 @@ import fixed_team_state_lock
 import fixed_team_state_queue
 
 from racelab import result, start, table
-from racelab.chart import Chart, chart_file
+from racelab.pytest.chart import Chart, chart_file
 
 THREADS = (1, 2, 4, 8, 16, 32)
 DESIGNS = {

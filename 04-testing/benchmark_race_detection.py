@@ -4,9 +4,9 @@ A search of every order finds all eight planted bugs; 1,000 stress runs do not.
 Run:   python benchmark_race_detection.py  (with --chart FILE.svg also as a picture)
 Next:  README.md
 
-The bugs and their fixes are in planted_bugs.py, the ways to look for them in
-race_finders.py. Where frontrun (https://pypi.org/project/frontrun/) is installed, its
-default search runs beside ours; for threads start this with `frontrun python ...`.
+The bugs, their fixes and the ways to look for them are in planted_bugs/. Where frontrun
+(https://pypi.org/project/frontrun/) is installed, its default search runs beside ours;
+for threads start this with `frontrun python ...`.
 """
 
 import sys
@@ -15,12 +15,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from planted_bugs import finders
+from planted_bugs.bugs import BUGS
 from racelab import result, start, table
-from racelab.chart import Chart, chart_file
-from racelab.pytest_plugin import load_script
+from racelab.pytest.chart import Chart, chart_file
 
-BUGS = load_script(Path(__file__).with_name("planted_bugs.py")).BUGS
-FINDERS = load_script(Path(__file__).with_name("race_finders.py"))
 RUNS, CHECKS = 1_000, 200  # orders drawn at random: of the broken, of the fixed side
 
 
@@ -33,9 +32,9 @@ def timed(call: Any, *args: Any, **options: Any) -> tuple[Any, str]:
 
 def ways() -> dict[str, Any]:
     if find_spec("frontrun"):
-        return {**FINDERS.WAYS, "frontrun": FINDERS.frontrun}
+        return {**finders.WAYS, "frontrun": finders.frontrun}
     print("frontrun is not installed: skipped", file=sys.stderr)
-    return dict(FINDERS.WAYS)
+    return dict(finders.WAYS)
 
 
 def hunt(ways: dict[str, Any]) -> tuple[dict[str, int], int]:
@@ -63,10 +62,10 @@ def prove() -> None:
     """Print that each fix holds in every order."""
     rows = [("fixed side", "what the search of every order says", "in")]
     for bug in BUGS:
-        report, took = timed(FINDERS.explored, bug, "fixed")
+        report, took = timed(finders.explored, bug, "fixed")
         rows.append((bug.name, report.says, took))
     for bug in filter(lambda bug: bug.merges, BUGS):
-        report, took = timed(FINDERS.explored, bug, "broken", merge=True)
+        report, took = timed(finders.explored, bug, "broken", merge=True)
         says = f"run {report.runs} fails (equal states merged)"
         rows.append((f"{bug.name}, broken", says, took))
     print(f"\n{table(*rows)}\n")
@@ -75,7 +74,7 @@ def prove() -> None:
 def main(file: Path | None = None) -> int:
     print("measuring, about 10 s", file=sys.stderr)
     for bug in BUGS:
-        FINDERS.WAYS["every order"](bug, "fixed", RUNS)  # warm up
+        finders.WAYS["every order"](bug, "fixed", RUNS)  # warm up
     found, alarms = hunt(ways())
     prove()
     Chart(f"Bugs found, of {len(BUGS)}", "bugs", {"found by": found}).show(file)

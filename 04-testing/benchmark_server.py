@@ -2,7 +2,7 @@
 The local model server answers thousands of questions a second on one core.
 
 Run:   python benchmark_server.py
-Next:  test_server_stats.py
+Next:  README.md
 
 Beside it, in the same run, a bare aiohttp handler that sends a body of the same size,
 and neither reads the question nor checks or counts anything: what is between them is

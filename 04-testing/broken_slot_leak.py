@@ -9,7 +9,8 @@ Real:  https://github.com/BerriAI/litellm/issues/20256
 import asyncio
 from contextlib import suppress
 
-from racelab import Ask, Timeline, clock, start, verdict
+from racelab import Ask, Timeline, start, verdict
+from racelab.explore import clock
 
 SLOTS = 3
 

@@ -16,8 +16,8 @@ from types import ModuleType
 from typing import Any
 
 from racelab import Ask, Message, Refused, Timeline, result, start, table
-from racelab.pytest_plugin import load_script
-from racelab.schedule import explore
+from racelab.explore import explore
+from racelab.script import load_script
 
 ROOT = Path(__file__).parents[1]
 Lesson = ModuleType  # a script

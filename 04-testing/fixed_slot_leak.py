@@ -9,7 +9,7 @@ Real:  https://github.com/BerriAI/litellm/issues/20256
 from functools import partial
 
 from racelab import Ask, Timeline, start, verdict
-from racelab.everywhere import cancel_everywhere
+from racelab.explore import cancel_everywhere
 
 SLOTS = 3
 

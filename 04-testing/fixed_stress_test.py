@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from racelab import Ask, Timeline, start, verdict
-from racelab.schedule import explore
+from racelab.explore import explore
 
 AGENTS = ("editor", "scout", "critic")
 

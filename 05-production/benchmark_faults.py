@@ -4,10 +4,10 @@ One request in eleven fails, hangs or is garbled: nothing is lost, little time i
 Run:   python benchmark_faults.py  (with --full: 1,000 questions, three times)
 Next:  python benchmark_memory.py
 
-The ways of `ways.py`, and `agents` with a hedge: a request that takes long is sent once
-more, and the first answer counts. Ideal is what the limit allows if nothing fails. The
-bound is what a perfect client takes that never waits longer than it is told to, if it
-does not hedge: mostly, it waits for the last request that hangs.
+The ways of `baselines.py`, and `agents` with a hedge: a request that takes long is sent
+once more, and the first answer counts. Ideal is what the limit allows if nothing fails.
+The bound is what a perfect client takes that never waits longer than it is told to, if
+it does not hedge: mostly, it waits for the last request that hangs.
 """
 
 import heapq
@@ -17,8 +17,8 @@ from statistics import median
 from typing import NamedTuple
 
 from agents import Limits
+from baselines import Seen, children, share, times, wants_full
 from racelab import Fault, Settings, local_server, result, start, table
-from ways import Seen, children, share, times, wants_full
 
 LATENCY = 0.1  # seconds, half as much to half as much again
 HEDGE = 0.3  # seconds: twice as long as the slowest answer

@@ -16,8 +16,8 @@ import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
 
 from agents import Limits, Team
+from baselines import wants_full
 from racelab import result, start, table
-from ways import wants_full
 
 SHORT = (1_000, 10_000, 30_000)  # counting is slow: so that it takes 15 s
 FULL = (1_000, 10_000, 100_000)

@@ -4,7 +4,7 @@ Under a rate limit, a good pace takes the time that the limit allows, and loses 
 Run:   python benchmark_rate_limit.py  (with --full: 1,500 and 400 questions)
 Next:  python benchmark_faults.py
 
-Four ways to ask the same questions, see `ways.py`, on a server that counts refused
+Four ways to ask the same questions, see `baselines.py`, on a server that counts refused
 requests against the limit, as OpenAI does. Ideal is what the limit itself allows: what
 is beyond the burst, at the rate, and one latency. The memory is what came on top.
 Then the same ways where no limit holds them up: what does all that cost the CPU?
@@ -17,8 +17,8 @@ from statistics import median
 from typing import NamedTuple
 
 from agents import Limits
+from baselines import BARE, Child, Seen, children, share, times, wants_full
 from racelab import LocalServer, Settings, local_server, result, start, table
-from ways import BARE, Child, Seen, children, share, times, wants_full
 
 WAYS = ("gather", "gather + semaphore", "by hand", "agents")
 LATENCY = 0.1  # seconds, half as much to half as much again

@@ -10,7 +10,8 @@ import asyncio
 from collections import Counter
 from contextlib import suppress
 
-from racelab import Ask, clock, start, table, verdict
+from racelab import Ask, start, table, verdict
+from racelab.explore import clock
 
 SLOTS = 4
 CALLS = ("large",) * 4 + ("small",) * 8  # by the model they ask; all want a slot now

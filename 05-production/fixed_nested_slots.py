@@ -9,15 +9,7 @@ Real:  https://github.com/gptme/gptme/pull/2892
 import asyncio
 from dataclasses import dataclass
 
-from racelab import (
-    Ask,
-    Timeline,
-    Watchdog,
-    local_server,
-    open_model,
-    start,
-    verdict,
-)
+from racelab import Ask, Timeline, Watchdog, local_server, open_model, start, verdict
 
 HELPERS = {"scout": "reader", "critic": "tester", "lawyer": "clerk"}
 AGENTS = (*HELPERS, *HELPERS.values())

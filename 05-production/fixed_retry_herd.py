@@ -14,7 +14,8 @@ from random import Random
 from httpx2 import Request, Response
 from openai import RateLimitError
 
-from racelab import Ask, clock, start, verdict
+from racelab import Ask, start, verdict
+from racelab.explore import clock
 
 AGENTS = 40
 SPREAD = 2.0  # seconds over which they first ask, each at a moment of its own

@@ -25,11 +25,11 @@ from agents import (
     stop_on_signals,
 )
 from racelab import ReaderError, start
-from research_cli import Options, parse
-from research_forms import check_form, is_sound, plan_form, questions_in, readable
-from research_model import Model, open_model
-from research_report import Report, Run, check_setup, finish
-from research_screen import Board, show
+from research_team.command_line import Options, parse
+from research_team.final_report import Report, Run, check_setup, finish
+from research_team.forms import check_form, is_sound, plan_form, questions_in, readable
+from research_team.model_source import Model, open_model
+from research_team.screen import Board, show
 
 PLAN = """\
 Split this question into {number} smaller ones, for as many researchers who work at \

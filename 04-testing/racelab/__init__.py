@@ -3,9 +3,7 @@
 Chapter 4 explains how it works.
 """
 
-from racelab import guard
 from racelab.barrier import NotTogether, ask_together
-from racelab.errors import ReaderError
 from racelab.model import (
     Ask,
     Chat,
@@ -17,6 +15,7 @@ from racelab.model import (
     open_model_sync,
 )
 from racelab.process import LocalServer, ServerError, local_server
+from racelab.reader_error import ReaderError
 from racelab.script import start
 from racelab.settings import BadSetting, Fault, Settings, Stats
 from racelab.timeline import Timeline, result, table, verdict
@@ -48,5 +47,3 @@ __all__ = [
     "table",
     "verdict",
 ]
-
-guard.install_if_asked()

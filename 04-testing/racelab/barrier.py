@@ -3,8 +3,8 @@
 import threading
 from collections.abc import Callable
 
-from racelab.errors import ReaderError
 from racelab.model import SyncAsk
+from racelab.reader_error import ReaderError
 
 PATIENCE = 10.0  # seconds that an agent waits for the others to ask
 

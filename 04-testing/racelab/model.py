@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from racelab.errors import ReaderError
 from racelab.process import LocalServer, local_server
+from racelab.reader_error import ReaderError
 
 if TYPE_CHECKING:  # importing the SDK takes a second: the server starts meanwhile
     from openai import AsyncOpenAI, OpenAI

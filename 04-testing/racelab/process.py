@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Self
 
-from racelab.errors import ReaderError
+from racelab.reader_error import ReaderError
 from racelab.settings import Settings, Stats
 
 # Never through a proxy from the environment: the server is on this machine.

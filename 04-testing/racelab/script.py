@@ -2,13 +2,18 @@
 
 import asyncio
 import contextlib
+import importlib.util
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Coroutine
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
-from racelab.errors import ReaderError
+from racelab import guard
+from racelab.reader_error import ReaderError
 
 UNEXPECTED = 2  # exit status: neither OK (0) nor BROKEN (1)
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it (128 + SIGINT)
@@ -20,6 +25,7 @@ def start(main: Callable[[], Coroutine[Any, Any, int] | int]) -> NoReturn:
     Anything unexpected is one line on stderr and exit status 2. Set RACELAB_TRACEBACK
     to any value to see the whole traceback as well.
     """
+    guard.install_if_asked()
     try:
         status = _run(main)
         sys.stdout.flush()  # a full disk or a closed pipe shows here
@@ -31,6 +37,18 @@ def start(main: Callable[[], Coroutine[Any, Any, int] | int]) -> NoReturn:
     except Exception as error:
         status = _unexpected(error)
     sys.exit(status)
+
+
+def load_script(path: Path) -> ModuleType:
+    """The script as a module; `if __name__ == "__main__"` is not true in it."""
+    name = re.sub(r"\W", "_", f"{path.parent.name}_{path.stem}")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look up the module of their class
+    spec.loader.exec_module(module)
+    return module
 
 
 def _run(main: Callable[[], Coroutine[Any, Any, int] | int]) -> int:

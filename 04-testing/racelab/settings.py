@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from racelab.errors import ReaderError
+from racelab.reader_error import ReaderError
 from racelab.seeds import fraction_of
 
 FAULTS = ("500", "503", "429", "reset", "hang", "slow", "cut", "malformed")

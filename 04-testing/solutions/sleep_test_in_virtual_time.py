@@ -11,7 +11,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from racelab import Ask, clock, start, table, verdict
+from racelab import Ask, start, table, verdict
+from racelab.explore import clock
 from racelab.seeds import fraction_of
 
 RUNS = 200

@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from racelab import Ask, Timeline, start, verdict
-from racelab.schedule import replay
+from racelab.explore import replay
 
 AGENTS = ("editor", "scout", "critic")
 SCHEDULE = (

@@ -8,15 +8,7 @@ Next:  broken_backoff_in_slot.py
 import asyncio
 from dataclasses import dataclass
 
-from racelab import (
-    Ask,
-    Timeline,
-    Watchdog,
-    local_server,
-    open_model,
-    start,
-    verdict,
-)
+from racelab import Ask, Timeline, Watchdog, local_server, open_model, start, verdict
 
 HELPERS = {"scout": "reader", "critic": "tester", "lawyer": "clerk"}
 AGENTS = (*HELPERS, *HELPERS.values())

@@ -16,12 +16,14 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
+from racelab import guard
 from racelab.server import serve
 from racelab.server.options import parse
 from racelab.settings import Settings, Stats
 
 
 def main(arguments: Sequence[str]) -> int:
+    guard.install_if_asked()
     if list(arguments) == ["--child"]:
         return asyncio.run(as_child())
     settings, port = parse(arguments)

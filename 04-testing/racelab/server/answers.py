@@ -10,8 +10,8 @@ from typing import Any
 
 from racelab.seeds import digest_of, fraction_of
 from racelab.server.completions import Answer, Choice, words
-from racelab.server.instances import instance
-from racelab.server.refusals import bad_request
+from racelab.server.errors import bad_request
+from racelab.server.schema_samples import instance
 from racelab.settings import Settings
 
 QUOTED = 10_000  # characters of a question, at most, that its answer repeats

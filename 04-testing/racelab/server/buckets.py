@@ -7,7 +7,7 @@ short burst passes at once and a long run passes at the rate of the limit.
 import math
 from collections.abc import Iterator
 
-from racelab.server.refusals import duration, rate_limited, too_large
+from racelab.server.errors import duration, rate_limited, too_large
 from racelab.settings import Settings
 
 

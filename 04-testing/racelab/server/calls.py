@@ -13,9 +13,9 @@ from aiohttp import web
 from racelab.server.answers import answer_to, latency_of
 from racelab.server.buckets import Limits
 from racelab.server.completions import Answer
-from racelab.server.ledger import Run
+from racelab.server.errors import Refusal, key_of, let_go, struck, wrong_method
+from racelab.server.metrics import Run
 from racelab.server.parameters import chat_request
-from racelab.server.refusals import Refusal, key_of, let_go, struck, wrong_method
 from racelab.server.wire import headers_of, refused, whole_body
 
 SERVER_SENT_EVENTS = "text/event-stream; charset=utf-8"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from racelab.server.refusals import Refusal, bad_request
+from racelab.server.errors import Refusal, bad_request
 
 KINDS: dict[str, tuple[type, ...]] = {
     "a boolean": (bool,),

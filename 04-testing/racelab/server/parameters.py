@@ -13,9 +13,9 @@ from racelab.server.checks import (
     required,
     unknown,
 )
-from racelab.server.conversations import check_messages
-from racelab.server.refusals import bad_request, not_json, unknown_model
+from racelab.server.errors import bad_request, not_json, unknown_model
 from racelab.server.schemas import check_format, check_tools
+from racelab.server.tool_order import check_messages
 from racelab.settings import Settings
 
 PENALTY = Rule("a decimal", -2, 2)

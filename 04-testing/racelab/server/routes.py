@@ -8,8 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from racelab.server.calls import Call
-from racelab.server.ledger import Ledger, Run
-from racelab.server.refusals import (
+from racelab.server.errors import (
     Refusal,
     bad_request,
     forbidden,
@@ -20,6 +19,7 @@ from racelab.server.refusals import (
     unknown_route,
     wrong_method,
 )
+from racelab.server.metrics import Ledger, Run
 from racelab.server.wire import headers_of, refused, reply, whole_body
 from racelab.settings import Settings, Stats
 

@@ -3,16 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from racelab.server.checks import (
-    FLAG,
-    OBJECT,
-    TEXT,
-    Rule,
-    check,
-    optional,
-    required,
-)
-from racelab.server.refusals import bad_request
+from racelab.server.checks import FLAG, OBJECT, TEXT, Rule, check, optional, required
+from racelab.server.errors import bad_request
 
 NAME = Rule(low=1, high=64, pattern="[a-zA-Z0-9_-]+")
 FUNCTION = Rule(values=("function",))

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from racelab.server.refusals import Refusal, body_missing, body_too_large, not_json
+from racelab.server.errors import Refusal, body_missing, body_too_large, not_json
 
 LARGEST_BODY = 4 * 1024 * 1024  # bytes
 BODY_TIMEOUT = 10.0  # seconds until a request's whole body must be there

@@ -1,0 +1,192 @@
+"""A counter and a lock that only look safe, and what Python itself keeps together."""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from types import ModuleType
+
+import pytest
+
+from racelab import Timeline
+from racelab.pytest.plugin import Load, RunScript
+
+PAIRS = {"counter": 92, "fake_lock": 5}  # and what its scripts should keep
+SCRIPTS = [f"{kind}_{pair}.py" for pair in PAIRS for kind in ("broken", "fixed")]
+ANSWER = "Our plan is too large."  # five words
+
+
+def answer(question: str) -> str:
+    return ANSWER
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_reader_sees_the_loss_and_the_fix_hold(
+    pair: str, script: RunScript, pytestconfig: pytest.Config
+) -> None:
+    for _ in range(pytestconfig.getoption("--script-runs")):
+        broken, fixed = script(f"broken_{pair}.py"), script(f"fixed_{pair}.py")
+        assert (broken.status, broken.word) == (1, "BROKEN"), broken
+        assert (fixed.status, fixed.word) == (0, "OK"), fixed
+        # The number that is left depends on whose answer comes last.
+        assert broken.numbers[0] < broken.numbers[1] == PAIRS[pair]
+        assert fixed.numbers == (PAIRS[pair], PAIRS[pair])
+        assert broken.err == fixed.err == "model: local server, no key needed\n"
+
+
+def words_counted(module: ModuleType) -> int:
+    timeline = Timeline(*module.AGENTS)
+    usage = module.run(answer, timeline)
+    assert usage.answers == [ANSWER] * 5  # `append` has kept them all
+    return int(usage.words)
+
+
+def findings_kept(module: ModuleType) -> int:
+    return len(module.run(answer, Timeline(*module.AGENTS)))
+
+
+def test_a_call_within_an_increment_loses_every_time(
+    lesson: Load, often: range
+) -> None:
+    module = lesson("broken_counter.py")
+    assert {words_counted(module) for _ in often} == {5}
+
+
+def test_a_call_before_a_locked_increment_loses_nothing(
+    lesson: Load, often: range
+) -> None:
+    module = lesson("fixed_counter.py")
+    assert {words_counted(module) for _ in often[:100]} == {25}
+
+
+def test_a_new_lock_for_each_caller_loses_every_time(
+    lesson: Load, often: range
+) -> None:
+    module = lesson("broken_fake_lock.py")
+    assert {findings_kept(module) for _ in often} == {1}
+
+
+def test_one_lock_for_all_callers_loses_nothing(lesson: Load, often: range) -> None:
+    module = lesson("fixed_fake_lock.py")
+    assert {findings_kept(module) for _ in often[:100]} == {5}
+
+
+def test_all_agents_see_an_unused_counter_before_anyone_is_answered(
+    lesson: Load,
+) -> None:
+    module = lesson("broken_counter.py")
+    timeline = Timeline(*module.AGENTS)
+    module.run(answer, timeline)
+    assert {timeline.of(agent)[0] for agent in module.AGENTS} == {"sees 0"}
+
+
+def test_all_agents_are_inside_a_fake_lock_at_once(lesson: Load) -> None:
+    module = lesson("broken_fake_lock.py")
+    timeline = Timeline(*module.AGENTS)
+    module.run(answer, timeline)
+    assert [timeline.of(agent) for agent in module.AGENTS] == [["read 0"]] * 5
+
+
+class Quiet(Timeline):
+    """Marks nothing: drawing thousands of rows is not the point."""
+
+    def mark(self, agent: str, what: str) -> None:
+        pass
+
+
+@pytest.mark.usefixtures("often")
+def test_32_threads_and_10_000_increments_are_counted_exactly(lesson: Load) -> None:
+    module = lesson("fixed_counter.py")
+    usage, ready = module.Usage(), Barrier(32)
+
+    def work(thread: int) -> None:
+        ready.wait()
+        for _ in range(thread, 10_000, 32):
+            module.work("scout", usage, answer, Quiet())
+
+    with ThreadPoolExecutor(32) as pool:
+        list(pool.map(work, range(32)))
+    assert usage.words == 5 * 10_000
+
+
+@pytest.mark.usefixtures("often")
+def test_32_threads_and_3_200_findings_are_all_kept(lesson: Load) -> None:
+    module = lesson("fixed_fake_lock.py")
+    report, ready, alone = module.Report(), Barrier(32), Barrier(1)
+
+    def work(thread: int) -> None:
+        ready.wait()
+        for number in range(thread, 3_200, 32):
+            module.research(f"{number}", report, alone, str, Quiet())
+
+    with ThreadPoolExecutor(32) as pool:
+        list(pool.map(work, range(32)))
+    assert len(set(report.findings)) == len(report.findings) == 3_200
+
+
+def test_numbers_given_back_need_no_lock(lesson: Load, play: RunScript) -> None:
+    solution = "solutions/counter_without_a_lock.py"
+    assert words_counted(lesson(solution)) == 25
+    assert play(solution).last_line == "OK: counted 92 of 92 words"
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_one_failed_question_is_no_hang(name: str, lesson: Load) -> None:
+    def ask(question: str) -> str:
+        if "lawyer" in question:
+            raise ConnectionError(question)
+        return ANSWER
+
+    module = lesson(name)
+    with pytest.raises(ConnectionError):
+        module.run(ask, Timeline(*module.AGENTS))
+
+
+@pytest.mark.parametrize(
+    ("code", "kept"),
+    [
+        ("x.n += f()", 1),
+        ("x.n += v", 1),
+        ("if 9 not in d: d[9] = f()", 1),
+        ("for k in d: f(k)", 1),
+        ("for k in lst: f(k)", 2),
+        ("lst.sort(key=f)", 0),
+        ("got.append(next(gen))", 1),
+        ("for k in d.copy(): f(k)", 3),
+    ],
+)
+def test_what_another_thread_can_get_into_halfway(
+    code: str, kept: int, lesson: Load
+) -> None:
+    module = lesson("whats_atomic.py")
+    (operation,) = (each for each in module.OPERATIONS if each.code == code)
+    assert [module.halfway(operation) for _ in range(20)] == [kept] * 20
+    assert (kept == operation.of) == operation.promised
+
+
+def test_all_that_the_documentation_promises_is_kept(lesson: Load) -> None:
+    module = lesson("whats_atomic.py")
+    kept = module.run()
+    promised = [each for each in module.OPERATIONS if each.promised]
+    assert len(promised) == 8
+    assert {each.code: kept[each.code] for each in promised} == {
+        each.code: each.of for each in promised
+    }
+
+
+def test_a_reader_sees_what_is_atomic_on_this_python(script: RunScript) -> None:
+    ran = script("whats_atomic.py")
+    assert (ran.status, ran.word) == (0, "RESULT"), ran
+    relied_on, accidents, to_lock = ran.numbers
+    assert relied_on == 8
+    assert accidents + to_lock == 11
+    assert to_lock >= 7  # those that are forced
+    assert ran.err.startswith(f"python: {sys.version.split()[0]}")
+    assert ran.err.endswith(" the GIL\n")
+
+
+def test_threads_take_turns_as_before_when_the_proof_is_over(lesson: Load) -> None:
+    before = sys.getswitchinterval()
+    module = lesson("whats_atomic.py")
+    vars(module)["OPERATIONS"] = module.OPERATIONS[:1]
+    module.run()
+    assert sys.getswitchinterval() == before

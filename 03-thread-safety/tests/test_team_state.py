@@ -1,0 +1,196 @@
+"""One broken record, three designs that keep it, and the same checks for all."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Thread
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from racelab import Timeline
+from racelab.pytest.plugin import Load, RunScript
+
+FIXES = ("lock", "immutable", "queue")
+FIXED = [f"fixed_team_state_{fix}.py" for fix in FIXES]
+
+
+def see(module: ModuleType) -> list[Any]:
+    timeline = Timeline(*module.AGENTS, "dashboard")
+    seen: list[Any] = module.run(lambda question: f"{question} Yes.", timeline)
+    return seen
+
+
+def test_a_reader_sees_the_record_lose_and_each_design_keep_it(
+    script: RunScript, pytestconfig: pytest.Config
+) -> None:
+    for _ in range(pytestconfig.getoption("--script-runs")):
+        broken = script("broken_team_state.py")
+        assert (broken.status, broken.word) == (1, "BROKEN"), broken
+        assert broken.numbers == (1, 4, 2, 3)
+        for fix in FIXED:
+            fixed = script(fix)
+            assert (fixed.status, fixed.word) == (0, "OK"), fixed
+            assert fixed.numbers == (4, 4, 0, 3)
+
+
+def test_one_finding_is_left_in_500_of_500_runs(lesson: Load, often: range) -> None:
+    module = lesson("broken_team_state.py")
+    for _ in often:
+        seen = see(module)
+        assert len(seen[-1].findings) == 1
+        assert [record.status for record in seen[:2]] == ["whole", "torn"]
+
+
+@pytest.mark.parametrize("fix", FIXED)
+def test_a_design_keeps_all_findings_in_500_of_500_runs(
+    fix: str, lesson: Load, often: range
+) -> None:
+    module = lesson(fix)
+    for _ in often:
+        seen = see(module)
+        assert {agent for agent, _ in seen[-1].findings} == set(module.AGENTS)
+        assert {record.status for record in seen} == {"whole"}
+
+
+class Quiet(Timeline):
+    """Marks nothing: 10,000 agents are too many columns."""
+
+    def mark(self, agent: str, what: str) -> None:
+        pass
+
+
+QUIET = Quiet()
+
+
+@contextmanager
+def owned(team: Any, timeline: Timeline) -> Iterator[None]:
+    """Run the owner of the record, in the design that has one."""
+    if not hasattr(team, "own"):
+        yield
+        return
+    owner = Thread(target=team.own, args=[timeline])
+    owner.start()
+    try:
+        yield
+    finally:
+        team.inbox.put(None)
+        owner.join()
+
+
+@pytest.mark.parametrize("fix", FIXED)
+def test_32_threads_and_10_000_updates_leave_the_record_whole(
+    fix: str, lesson: Load
+) -> None:
+    module = lesson(fix)
+    threads, updates = 32, 10_000
+    names = [f"agent{number}" for number in range(updates)]
+    team, looks = module.Team(), []
+
+    def work(first: int) -> None:
+        for number in range(first, updates, threads):
+            module.research(names[number], team, lambda question: "Yes, it is.", QUIET)
+            if number % 100 == 0:
+                looks.append(team.look())
+
+    with owned(team, QUIET), ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(threads)))
+    end = team.look()
+    assert sorted(agent for agent, _ in end.findings) == sorted(names)
+    assert end.words == 6 * updates
+    assert len(looks) == updates // 100
+    for record in [end, *looks]:
+        assert record.status == "whole"
+        assert [a for a, _ in record.findings] == [a for a, _ in record.checks]
+
+
+def test_a_holder_that_fails_leaves_half_a_record_under_a_lock(lesson: Load) -> None:
+    """A lock is given back by `with`; what was half written stays half written."""
+    module = lesson("fixed_team_state_lock.py")
+    team = module.Team()
+
+    def fail_halfway() -> None:
+        with team.lock:
+            team.record.findings = (("critic", "a finding"),)
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail_halfway()
+    assert team.lock.acquire(blocking=False)
+    team.lock.release()
+    assert team.look().status == "torn"
+
+
+def test_a_holder_that_fails_leaves_the_last_whole_record_when_it_is_frozen(
+    lesson: Load,
+) -> None:
+    module = lesson("fixed_team_state_immutable.py")
+    team = module.Team()
+    module.research("critic", team, str.upper, Timeline("critic"))
+    with pytest.raises(TypeError), team.lock:
+        team.record = team.record.plus("lawyer", "finding", *[None, None])
+    assert [agent for agent, _ in team.look().findings] == ["critic"]
+    assert team.look().status == "whole"
+
+
+def test_an_owner_that_fails_leaves_the_last_whole_record_and_serves_nobody(
+    lesson: Load,
+) -> None:
+    module = lesson("fixed_team_state_queue.py")
+    team, failed = module.Team(), []
+
+    def own() -> None:
+        try:
+            team.own(Timeline("critic"))
+        except ValueError as error:  # the timeline knows no lawyer
+            failed.append(error)
+
+    owner = Thread(target=own)
+    owner.start()
+    for agent in ("critic", "lawyer", "critic", "critic"):
+        team.inbox.put((agent, "a finding", "a check"))
+    owner.join()
+    assert len(failed) == 1
+    assert team.inbox.full()  # who sends now waits for ever
+    assert len(team.look().findings) == 1
+    assert team.look().status == "whole"
+
+
+def test_a_failed_question_is_no_hang(lesson: Load) -> None:
+    def ask(question: str) -> str:
+        raise ConnectionError(question)
+
+    for name in ["broken_team_state.py", *FIXED]:
+        module = lesson(name)
+        with pytest.raises(ConnectionError):
+            module.run(ask, Timeline(*module.AGENTS, "dashboard"))
+
+
+def test_a_frozen_record_cannot_be_changed_in_place(lesson: Load) -> None:
+    record = lesson("fixed_team_state_immutable.py").Record()
+    with pytest.raises(AttributeError):
+        record.words = 1
+    record.plus("critic", "a finding", "a check")
+    assert record.findings == ()
+
+
+def test_waiting_agents_gain_from_threads_and_updates_alone_do_not(
+    script: RunScript,
+) -> None:
+    ran = script("benchmark_team_state.py")
+    assert (ran.status, ran.word) == (0, "RESULT"), ran
+    threads, waiting = ran.numbers[:2]
+    updating = float(ran.last_line.split()[-2].rstrip("x"))
+    assert threads >= waiting > 2 * updating  # on any machine
+
+
+@pytest.mark.usefixtures("often")
+def test_a_dashboard_that_waits_for_news_sees_only_whole_records(lesson: Load) -> None:
+    module = lesson("solutions/team_state_with_a_condition.py")
+    for _ in range(50):
+        seen = see(module)
+        assert len(seen[-1].findings) == len(module.AGENTS)
+        assert {record.status for record in seen} == {"whole"}
+        known = [len(record.findings) for record in seen]
+        assert known == sorted(set(known))  # each look has something new

@@ -1,0 +1,1 @@
+"""Planted bugs with their fixes, and ways to find them."""

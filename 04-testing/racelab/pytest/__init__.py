@@ -1,0 +1,1 @@
+"""What only tests use: the pytest plugin and its parts."""

@@ -1,0 +1,264 @@
+"""Virtual time: exact to the float, the same on every run, and it never waits."""
+
+import asyncio
+import contextvars
+import math
+import random
+import threading
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from racelab.explore import clock
+from racelab.explore.clock import CannotControl, Stuck, VirtualLoop
+
+pytestmark = pytest.mark.virtual_time
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def test_an_hour_of_backoff_takes_no_time() -> None:
+    before = time.monotonic()
+    for attempt in range(6):
+        await asyncio.sleep(60 * 2**attempt)
+    assert now() == 60 * 63
+    assert time.monotonic() - before < 60  # it would be an hour
+
+
+async def test_time_is_exact_to_the_float() -> None:
+    loop, rang = asyncio.get_running_loop(), []
+    numbers = random.Random(1)
+    whens = [0.1 + 0.2, 0.3, 1e-9, 1e9 + 0.1, 2e15]
+    whens += [10 ** numbers.uniform(-6, 6) for _ in range(200)]
+    for when in whens:
+        loop.call_at(when, lambda when=when: rang.append((when, now())))
+    await asyncio.sleep(3e15)
+    assert rang == [(when, when) for when in sorted(whens)]
+    assert now() == 3e15
+
+
+async def test_steps_add_up_as_floats_do() -> None:
+    wanted = 0.0
+    for _ in range(1000):
+        await asyncio.sleep(0.1)
+        wanted += 0.1
+    assert now() == wanted
+
+
+async def test_timers_of_the_same_moment_go_off_in_the_order_they_were_set() -> None:
+    loop, rang = asyncio.get_running_loop(), list[int]()
+    for number in range(100):
+        loop.call_at(5, rang.append, number)
+    await asyncio.sleep(5)
+    assert rang == list(range(100))
+
+
+async def test_time_stands_still_while_anybody_can_run() -> None:
+    late = asyncio.get_running_loop().call_later(0.001, lambda: None)
+    for _ in range(500):
+        await asyncio.sleep(0)
+    assert now() == 0
+    late.cancel()
+
+
+async def test_a_cancelled_timer_does_not_move_time() -> None:
+    asyncio.get_running_loop().call_later(50, lambda: None).cancel()
+    await asyncio.sleep(100)
+    assert now() == 100
+
+
+async def test_a_timer_may_cancel_the_next_of_the_same_moment() -> None:
+    loop, rang = asyncio.get_running_loop(), list[str]()
+    timers = list[asyncio.TimerHandle]()
+    loop.call_at(1, lambda: timers[0].cancel())
+    timers.append(loop.call_at(1, rang.append, "rang"))
+    await asyncio.sleep(2)
+    assert rang == []
+
+
+async def test_a_timer_knows_when_it_goes_off() -> None:
+    timer = asyncio.get_running_loop().call_later(2.5, lambda: None)
+    assert timer.when() == 2.5
+    timer.cancel()
+
+
+async def test_timeouts_end_at_their_moment() -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(7):
+            await asyncio.Event().wait()
+    assert now() == 7
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.sleep(100), timeout=3)
+    assert now() == 10
+    async with asyncio.timeout(1):
+        await asyncio.sleep(0.5)
+    assert now() == 10.5
+
+
+async def test_work_in_a_thread_takes_no_virtual_time() -> None:
+    go = threading.Event()
+    asyncio.get_running_loop().call_later(60, lambda: None)
+
+    async with asyncio.timeout(1):
+        work = asyncio.create_task(asyncio.to_thread(go.wait))
+        await asyncio.sleep(0)
+        go.set()
+        assert await work
+    assert now() == 0
+
+
+async def test_context_variables_reach_a_timer() -> None:
+    seen, run_id = list[str](), contextvars.ContextVar("run_id", default="none")
+    context = contextvars.copy_context()
+    context.run(run_id.set, "run 7")
+    loop = asyncio.get_running_loop()
+    loop.call_later(1, lambda: seen.append(run_id.get()), context=context)
+    await asyncio.sleep(1)
+    assert seen == ["run 7"]
+
+
+@pytest.fixture(params=["a", "b"])
+def letter(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+class TestInAClass:
+    @pytest.mark.parametrize("seconds", [1, 2])
+    async def test_fixtures_and_parameters_work(
+        self, seconds: int, letter: str
+    ) -> None:
+        await asyncio.sleep(seconds)
+        assert now() == seconds
+        assert letter in "ab"
+
+
+def run_and_trace() -> list[tuple[float, str]]:
+    trace = list[tuple[float, str]]()
+
+    async def agent(name: str, pace: float) -> None:
+        for _ in range(20):
+            await asyncio.sleep(pace)
+            trace.append((now(), name))
+
+    async def main() -> None:
+        async with asyncio.TaskGroup() as team:
+            for name, pace in (("scout", 0.1), ("critic", 0.3), ("writer", 0.1)):
+                team.create_task(agent(name, pace))
+
+    clock.run(main())
+    return trace
+
+
+@pytest.fixture
+def two_traces() -> list[list[tuple[float, str]]]:
+    return [run_and_trace() for _ in range(2)]
+
+
+async def test_two_runs_are_the_same(
+    two_traces: list[list[tuple[float, str]]],
+) -> None:
+    assert two_traces[0] == two_traces[1]
+    assert two_traces[0][0] == (0.1, "scout")
+
+
+@pytest.fixture
+def failure(request: pytest.FixtureRequest) -> str:
+    """What a coroutine function raises in virtual time, run outside of any loop."""
+    with pytest.raises((Stuck, CannotControl)) as raised:
+        clock.run(request.param())
+    return str(raised.value)
+
+
+async def waits_for_ever() -> None:
+    lock = asyncio.Lock()
+    await lock.acquire()
+    async with asyncio.TaskGroup() as team:
+        team.create_task(lock.acquire(), name="scout")
+
+
+async def sleeps_for_ever() -> None:
+    await asyncio.sleep(float("inf"))
+
+
+async def polls_the_clock() -> None:
+    while now() < 1:  # noqa: ASYNC110 - the point
+        await asyncio.sleep(0)
+
+
+async def connects() -> None:
+    await asyncio.open_connection("127.0.0.1", 9)
+
+
+@pytest.mark.parametrize(
+    ("failure", "says"),
+    [
+        (waits_for_ever, "waits for ever: Task-"),
+        (sleeps_for_ever, "await asyncio.sleep(float"),
+        (polls_the_clock, "busy for 1,000 turns at 0 s"),
+        (connects, "a socket or pipe is out of control here: inject a fake"),
+    ],
+    indirect=["failure"],
+)
+async def test_what_would_hang_or_wait_in_real_time_is_said(
+    failure: str, says: str
+) -> None:
+    assert says in failure
+
+
+@pytest.fixture(autouse=True)
+def fewer_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "TURNS", 1_000)
+
+
+@pytest.fixture
+async def fixture_of_pytest_asyncio() -> AsyncIterator[str]:
+    await asyncio.sleep(0)
+    yield "ready"
+    await asyncio.sleep(0)
+
+
+async def test_async_fixtures_still_work(fixture_of_pytest_asyncio: str) -> None:
+    await asyncio.sleep(1000)
+    assert fixture_of_pytest_asyncio == "ready"
+
+
+@pytest.fixture
+def rate_limited_day() -> tuple[int, float]:
+    """Calls made in a day at 1,000 an hour, and the time when the last one began."""
+
+    async def main() -> tuple[int, float]:
+        calls, last = 0, 0.0
+        while now() < 86_400:
+            calls, last = calls + 1, now()
+            await asyncio.sleep(3.6)
+        return calls, last
+
+    return clock.run(main())
+
+
+async def test_a_day_of_paced_work(rate_limited_day: tuple[int, float]) -> None:
+    calls, last = rate_limited_day
+    assert calls in (24_000, 24_001)
+    assert last < 86_400
+
+
+async def test_the_loop_is_a_stock_one() -> None:
+    assert type(asyncio.get_running_loop()) is VirtualLoop
+    assert isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop)
+
+
+@pytest.mark.virtual_time
+async def test_who_waits_for_less_than_a_float_can_say_does_not_wait_for_ever() -> None:
+    """As rate limiters do, when the rest that they wait for is a rounding error."""
+    loop = asyncio.get_running_loop()
+    began, timers = loop.time(), 0
+    while loop.time() == began:
+        rung = loop.create_future()
+        loop.call_at(loop.time(), rung.set_result, None)
+        await rung
+        timers += 1
+    assert timers == clock.AT_ONCE + 1
+    assert loop.time() == math.nextafter(began, math.inf)

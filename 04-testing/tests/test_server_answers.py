@@ -1,0 +1,517 @@
+"""What the local model server says, read through the SDK in strict mode."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import date, datetime
+from enum import Enum
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import pytest
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient, LengthFinishReasonError
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import BaseModel, Field
+
+from racelab.server import Server, serve
+from racelab.server.answers import latency_of
+from racelab.server.completions import words
+from racelab.server.schema_samples import Unfit, instance
+from racelab.settings import Settings
+
+QUESTION = "What is the capital of France?"
+FAST = Settings(latency=0, chunk_delay=0)
+
+
+def client_of(server: Server, **options: Any) -> AsyncOpenAI:
+    """Without certificates, whose loading would take longer than most tests."""
+    plain = DefaultAsyncHttpxClient(verify=False, trust_env=False)
+    options = {"api_key": "any", "max_retries": 0, **options}
+    return AsyncOpenAI(base_url=server.base_url, http_client=plain, **options)
+
+
+@asynccontextmanager
+async def opened() -> AsyncIterator[tuple[Server, AsyncOpenAI]]:
+    async with (
+        serve(FAST) as server,
+        client_of(server, _strict_response_validation=True) as client,
+    ):
+        yield server, client
+
+
+async def ask(client: AsyncOpenAI, question: str, **more: Any) -> ChatCompletion:
+    messages = [*more.pop("before", ()), {"role": "user", "content": question}]
+    answer: ChatCompletion = await client.chat.completions.create(
+        model="any", messages=messages, **more
+    )
+    return answer
+
+
+async def ask_streamed(
+    client: AsyncOpenAI, question: str, **more: Any
+) -> list[ChatCompletionChunk]:
+    messages = [{"role": "user", "content": question}]
+    stream = await client.chat.completions.create(
+        model="any", messages=messages, stream=True, **more
+    )
+    return [chunk async for chunk in stream]
+
+
+def text_of(answer: ChatCompletion) -> str:
+    content = answer.choices[0].message.content
+    assert content is not None
+    return content
+
+
+def tool(name: str, **properties: object) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": properties}
+    function = {"name": name, "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
+SEARCH = tool("search", query={"type": "string"}, limit={"type": "integer"})
+WEATHER = tool("get-weather", city={"type": "string"})
+
+
+@pytest.mark.asyncio
+async def test_a_plain_answer_has_every_field_that_openai_sends() -> None:
+    async with opened() as (_, client):
+        answer = await ask(client, QUESTION)
+    sent = answer.to_dict()
+    assert set(sent) == {
+        *("id", "object", "created", "model", "choices", "usage"),
+        *("service_tier", "system_fingerprint"),
+    }
+    assert answer.id.startswith("chatcmpl-")
+    assert len(answer.id) == len("chatcmpl-") + 29
+    assert answer.model == "any"
+    assert sent["choices"] == [
+        {
+            "index": 0,
+            "message": {
+                "role": "assistant",
+                "content": text_of(answer),
+                "refusal": None,
+                "annotations": [],
+            },
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
+
+
+@pytest.mark.asyncio
+async def test_an_answer_carries_openais_headers() -> None:
+    async with opened() as (_, client):
+        raw = await client.chat.completions.with_raw_response.create(
+            model="any", messages=[{"role": "user", "content": QUESTION}]
+        )
+    assert raw.headers["content-type"] == "application/json"
+    assert raw.headers["openai-version"] == "2020-10-01"
+    assert raw.headers["openai-processing-ms"].isdigit()
+    assert len(raw.headers["x-request-id"]) == len("req_") + 32
+
+
+@pytest.mark.asyncio
+async def test_the_same_question_gets_the_same_answer_and_another_gets_another() -> (
+    None
+):
+    async with opened() as (_, client):
+        first, again = await ask(client, "Paris?"), await ask(client, "Paris?")
+        other = await ask(client, "Rome?")
+    assert text_of(first) == text_of(again) != text_of(other)
+    assert "Paris?" in text_of(first)
+    assert first.id != again.id
+
+
+@pytest.mark.asyncio
+async def test_the_question_is_the_text_of_the_last_user_message() -> None:
+    parts = [{"type": "text", "text": "Is it "}, {"type": "text", "text": "Rome?"}]
+    before = [{"role": "system", "content": "Be brief."}]
+    before += [{"role": "user", "content": "Paris?"}]
+    before += [{"role": "assistant", "content": "No."}]
+    async with opened() as (server, client):
+        answer = await ask(client, parts, before=before)
+        assert server.stats().answers == {"Is it Rome?": 1}
+    assert "Is it Rome?" in text_of(answer)
+
+
+def test_a_latency_belongs_to_its_question_and_lies_within_the_spread() -> None:
+    settings = Settings(latency=0.1, spread=0.5)
+    latencies = {q: latency_of(q, settings) for q in map(str, range(1000))}
+    assert latencies == {q: latency_of(q, settings) for q in latencies}
+    assert min(latencies.values()) >= 0.05
+    assert max(latencies.values()) <= 0.15
+    assert len(set(latencies.values())) == 1000
+    assert sum(latencies.values()) / 1000 == pytest.approx(0.1, rel=0.05)
+    assert latency_of("0", Settings(seed=1)) != latency_of("0", Settings(seed=0))
+
+
+@pytest.mark.asyncio
+async def test_max_tokens_cuts_the_answer_and_says_so() -> None:
+    async with opened() as (_, client):
+        whole = await ask(client, QUESTION)
+        for limit in ("max_tokens", "max_completion_tokens"):
+            cut = await ask(client, QUESTION, **{limit: 5})
+            assert text_of(cut) == text_of(whole)[:20]
+            assert cut.choices[0].finish_reason == "length"
+            assert cut.usage is not None
+            assert cut.usage.completion_tokens == 5
+
+
+@pytest.mark.asyncio
+async def test_a_stop_sequence_ends_the_answer_before_it() -> None:
+    async with opened() as (_, client):
+        whole = await ask(client, QUESTION)
+        for stop in (" capital", [" of", " capital"]):
+            stopped = await ask(client, QUESTION, stop=stop)
+            assert text_of(stopped) == text_of(whole).partition(" capital")[0]
+            assert stopped.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.asyncio
+async def test_n_answers_are_numbered_and_all_are_billed() -> None:
+    async with opened() as (server, client):
+        answer = await ask(client, QUESTION, n=5)
+        assert [choice.index for choice in answer.choices] == [0, 1, 2, 3, 4]
+        assert len({choice.message.content for choice in answer.choices}) > 1
+        assert answer.usage is not None
+        assert answer.usage.total_tokens == server.stats().tokens_billed
+
+
+@pytest.mark.asyncio
+async def test_a_token_is_four_characters_and_a_message_costs_four() -> None:
+    async with opened() as (_, client):
+        answer = await ask(client, "12345")
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == 4 + 2
+    assert answer.usage.completion_tokens == -(-len(text_of(answer)) // 4)
+
+
+@pytest.mark.asyncio
+async def test_logprobs_come_with_each_word() -> None:
+    async with opened() as (_, client):
+        answer = await ask(client, QUESTION, logprobs=True, top_logprobs=3)
+        chunks = await ask_streamed(client, QUESTION, logprobs=True)
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert [entry.token for entry in logprobs.content] == words(text_of(answer))
+    assert bytes(logprobs.content[0].bytes or []).decode() == logprobs.content[0].token
+    assert len(logprobs.content[0].top_logprobs) == 1
+    streamed = [c.choices[0].logprobs for c in chunks if c.choices[0].logprobs]
+    assert len(streamed) == len(logprobs.content)
+
+
+@pytest.mark.asyncio
+async def test_a_stream_is_the_plain_answer_word_by_word() -> None:
+    async with opened() as (server, client):
+        plain = await ask(client, QUESTION)
+        chunks = await ask_streamed(client, QUESTION)
+        assert server.stats().chunks_sent == len(chunks)
+    first, *between, last = [chunk.choices[0] for chunk in chunks]
+    assert first.delta.role == "assistant"
+    assert (last.delta.content, last.finish_reason) == (None, "stop")
+    assert {choice.finish_reason for choice in (first, *between)} == {None}
+    pieces = [choice.delta.content or "" for choice in between]
+    assert pieces == words(text_of(plain))
+    assert len({(chunk.id, chunk.created) for chunk in chunks}) == 1
+    assert all("usage" not in chunk.to_dict() for chunk in chunks)
+
+
+@pytest.mark.asyncio
+async def test_the_usage_of_a_stream_comes_last_and_only_when_asked_for() -> None:
+    async with opened() as (server, client):
+        usage = {"include_usage": True}
+        *chunks, last = await ask_streamed(client, QUESTION, stream_options=usage)
+        assert all(chunk.to_dict()["usage"] is None for chunk in chunks)
+        assert last.choices == []
+        assert last.usage is not None
+        assert last.usage.total_tokens == server.stats().tokens_billed
+        assert server.stats().chunks_sent == len(chunks)
+
+
+@pytest.mark.asyncio
+async def test_a_stream_of_several_answers_keeps_them_apart() -> None:
+    async with opened() as (_, client):
+        plain = await ask(client, QUESTION, n=3)
+        chunks = await ask_streamed(client, QUESTION, n=3)
+    texts = ["", "", ""]
+    for chunk in chunks:
+        choice = chunk.choices[0]
+        texts[choice.index] += choice.delta.content or ""
+    assert texts == [choice.message.content for choice in plain.choices]
+
+
+@pytest.mark.parametrize(
+    ("question", "options", "called"),
+    [
+        ("Use search, please", {}, ["search"]),
+        ("Use get-weather and search", {}, ["search", "get-weather"]),
+        ("Use get-weather and search", {"parallel_tool_calls": False}, ["search"]),
+        ("Do some research", {}, []),
+        ("Do a web-search", {}, []),
+        ("Hello", {"tool_choice": "auto"}, []),
+        ("Hello", {"tool_choice": "required"}, ["search"]),
+        ("get-weather now", {"tool_choice": "required"}, ["get-weather"]),
+        ("Use search, please", {"tool_choice": "none"}, []),
+        (
+            "Hello",
+            {"tool_choice": {"type": "function", "function": {"name": "get-weather"}}},
+            ["get-weather"],
+        ),
+    ],
+)
+@pytest.mark.asyncio
+async def test_a_tool_is_called_when_the_choice_or_the_question_says_so(
+    question: str, options: dict[str, Any], called: list[str]
+) -> None:
+    async with opened() as (_, client):
+        answer = await ask(client, question, tools=[SEARCH, WEATHER], **options)
+    choice = answer.choices[0]
+    calls = choice.message.tool_calls or []
+    assert [call.to_dict()["function"]["name"] for call in calls] == called
+    assert choice.finish_reason == ("tool_calls" if called else "stop")
+    assert (choice.message.content is None) == bool(called)
+
+
+@pytest.mark.asyncio
+async def test_the_arguments_of_a_call_fit_and_tell_the_question() -> None:
+    async with opened() as (_, client):
+        answer = await ask(client, "search for Paris", tools=[SEARCH])
+    (call,) = answer.choices[0].message.tool_calls or ()
+    assert call.type == "function"
+    arguments = json.loads(call.function.arguments)
+    assert arguments.keys() == {"query", "limit"}
+    assert "Paris" in arguments["query"]
+    assert isinstance(arguments["limit"], int)
+
+
+@pytest.mark.asyncio
+async def test_after_the_tools_have_answered_the_model_speaks() -> None:
+    async with opened() as (_, client):
+        question = "Use search and get-weather"
+        answer = await ask(client, question, tools=[SEARCH, WEATHER])
+        message = answer.choices[0].message
+        messages: list[Any] = [
+            {"role": "user", "content": question},
+            message.to_dict(),
+            *(
+                {"role": "tool", "tool_call_id": call.id, "content": f"result {number}"}
+                for number, call in enumerate(message.tool_calls or (), 1)
+            ),
+        ]
+        last = await client.chat.completions.create(
+            model="any", messages=messages, tools=[SEARCH, WEATHER]
+        )
+    assert last.choices[0].finish_reason == "stop"
+    assert "result 1; result 2" in text_of(last)
+
+
+@pytest.mark.asyncio
+async def test_every_tool_call_has_an_id_of_its_own() -> None:
+    question, ids = "search and get-weather", []
+    messages: list[Any] = [{"role": "user", "content": question}]
+    async with opened() as (_, client):
+        for _ in range(3):
+            answer = await client.chat.completions.create(
+                model="any", messages=messages, tools=[SEARCH, WEATHER], n=2
+            )
+            calls = [
+                c for choice in answer.choices for c in choice.message.tool_calls or ()
+            ]
+            ids += [call.id for call in calls]
+            messages.append(answer.choices[0].message.to_dict())
+            messages += [
+                {"role": "tool", "tool_call_id": call.id, "content": "done"}
+                for call in answer.choices[0].message.tool_calls or ()
+            ]
+            messages.append({"role": "user", "content": question})
+    assert len(ids) == len(set(ids)) == 12
+
+
+@pytest.mark.asyncio
+async def test_the_sdk_puts_streamed_tool_calls_together() -> None:
+    async with opened() as (_, client):
+        question = "search and get-weather"
+        plain = await ask(client, question, tools=[SEARCH, WEATHER])
+        async with client.chat.completions.stream(
+            model="any",
+            messages=[{"role": "user", "content": question}],
+            tools=[SEARCH, WEATHER],
+        ) as stream:
+            final = await stream.get_final_completion()
+    assert final.choices[0].finish_reason == "tool_calls"
+    streamed = [call.to_dict() for call in final.choices[0].message.tool_calls or ()]
+    for call in streamed:
+        call["function"].pop("parsed_arguments", None)
+        call.pop("index", None)
+    sent = [call.to_dict() for call in plain.choices[0].message.tool_calls or ()]
+    assert streamed == sent
+
+
+@pytest.mark.asyncio
+async def test_max_tokens_cuts_the_arguments_of_a_call() -> None:
+    async with opened() as (_, client):
+        answer = await ask(
+            client, "search and get-weather", tools=[SEARCH, WEATHER], max_tokens=4
+        )
+    (call,) = answer.choices[0].message.tool_calls or ()
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 4
+    assert call.type == "function"
+    assert len(call.function.arguments) == 8
+
+
+class Colour(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Node(BaseModel):
+    name: str
+    child: "Node | None"
+    others: list["Node"]
+
+
+class Source(BaseModel):
+    url: str
+    pages: list[int]
+
+
+class Book(BaseModel):
+    kind: Literal["book"]
+    title: str
+
+
+class Film(BaseModel):
+    kind: Literal["film"]
+    minutes: int
+
+
+class Report(BaseModel):
+    title: str
+    score: float = Field(ge=0, le=1)
+    stars: int = Field(gt=0, lt=6)
+    even: int = Field(multiple_of=2, ge=3)
+    colour: Colour
+    good: bool
+    nothing: None
+    maybe: str | None
+    work: Book | Film
+    sources: list[Source] = Field(min_length=1, max_length=3)
+    tree: Node
+    code: Annotated[str, Field(pattern=r"^[A-Z]{3}-\d{4}$")]
+    size: Annotated[str, Field(pattern=r"^(small|large)$")]
+    day: date
+    moment: datetime
+    identity: UUID
+
+
+@pytest.mark.asyncio
+async def test_a_structured_answer_fits_its_pydantic_model() -> None:
+    async with opened() as (_, client):
+        for question in ("Paris?", "Rome?", "Oslo?"):
+            answer = await client.chat.completions.parse(
+                model="any",
+                messages=[{"role": "user", "content": question}],
+                response_format=Report,
+            )
+            report = answer.choices[0].message.parsed
+            assert report is not None
+            assert report.title.startswith(question)
+
+
+@pytest.mark.asyncio
+async def test_a_structured_answer_that_is_cut_is_an_error_in_the_sdk() -> None:
+    async with opened() as (_, client):
+        with pytest.raises(LengthFinishReasonError):
+            await client.chat.completions.parse(
+                model="any",
+                messages=[{"role": "user", "content": QUESTION}],
+                response_format=Report,
+                max_tokens=5,
+            )
+
+
+@pytest.mark.asyncio
+async def test_a_json_object_is_a_json_object() -> None:
+    async with opened() as (_, client):
+        answer = await ask(
+            client, "Paris as json", response_format={"type": "json_object"}
+        )
+    assert json.loads(text_of(answer))["question"] == "Paris as json"
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"const": None}, None),
+        ({"enum": [7]}, 7),
+        ({"type": ["null", "boolean"], "enum": [True]}, True),
+        ({"type": "string", "minLength": 8}, "Paris..."),
+        ({"type": "string", "maxLength": 2}, "Pa"),
+        ({"type": "string", "pattern": "^x{3}[0]+$"}, "xxx0"),
+        ({"type": "integer", "minimum": 5, "maximum": 5}, 5),
+        ({"type": "integer", "exclusiveMinimum": 5, "maximum": 6}, 6),
+        ({"type": "integer", "multipleOf": 50, "minimum": 70, "maximum": 120}, 100),
+        ({"type": "number", "minimum": 2.5, "maximum": 2.5}, 2.5),
+        ({"type": "array", "items": {"type": "null"}, "minItems": 3}, [None] * 3),
+        ({"type": "array", "items": {"const": 1}, "maxItems": 1}, [1]),
+        ({"type": "array", "prefixItems": [{"const": 1}], "items": False}, [1]),
+        ({"type": "array", "items": {"type": "string"}}, ["Paris", "Paris (2)"]),
+        ({"anyOf": [{"type": "null"}, {"const": 1}]}, 1),
+        ({"$ref": "#/$defs/a~1b", "$defs": {"a/b": {"const": 1}}}, 1),
+        ({"properties": {"a": {"const": 1}}}, {"a": 1}),
+        ({"type": "object", "required": ["a"]}, {"a": "Paris"}),
+        (
+            {"type": "object", "properties": {"next": {"$ref": "#"}}},
+            {"next": {"next": {}}},
+        ),
+    ],
+)
+def test_an_instance_fits_its_schema(schema: Any, value: object) -> None:
+    assert instance(schema, "Paris", "seed") == value
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "animal"},
+        {"type": "integer", "minimum": 2, "maximum": 1},
+        {"type": "integer", "exclusiveMinimum": 1, "exclusiveMaximum": 2},
+        {"type": "number", "multipleOf": 0},
+        {"type": "string", "pattern": "(?<=x)y"},
+        {"type": "string", "pattern": "["},
+        {"type": "string", "minLength": 10**9},
+        {"type": "array", "minItems": 10**9},
+        {"type": "object", "properties": []},
+        {"$ref": "#/$defs/missing"},
+        {"$ref": "#"},
+        {"type": "object", "required": ["a"], "properties": {"a": {"$ref": "#"}}},
+        {"anyOf": [{"$ref": "#"}]},
+        7,
+    ],
+)
+def test_a_schema_without_an_instance_is_an_error_and_never_a_hang(schema: Any) -> None:
+    with pytest.raises(Unfit):
+        instance(schema, "Paris", "seed")
+
+
+@pytest.mark.asyncio
+async def test_models_are_listed_and_found() -> None:
+    async with opened() as (_, client):
+        (model,) = [model async for model in client.models.list()]
+        assert (await client.models.retrieve("some/name")).id == "some/name"
+    assert model.object == "model"
+
+
+@pytest.mark.asyncio
+async def test_only_the_chosen_models_are_listed() -> None:
+    settings = Settings(models=("small", "large"))
+    async with (
+        serve(settings) as server,
+        client_of(server, _strict_response_validation=True) as client,
+    ):
+        assert [m.id async for m in client.models.list()] == ["small", "large"]

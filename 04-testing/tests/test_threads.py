@@ -1,0 +1,742 @@
+"""The explorer for threads: it finds each race, proves each fix, says what it can't."""
+
+import itertools
+import math
+import queue
+import random
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from racelab import Timeline
+from racelab.explore import thread_scheduler
+from racelab.explore.clock import CannotControl
+from racelab.explore.search import CannotReplay, LeftBehind, NotTheSame, random_orders
+from racelab.explore.thread_scheduler import Team, TeamLock
+from racelab.explore.threads import explore, follow, replay
+from racelab.script import load_script
+
+CHAPTER_3 = Path(__file__).parents[2] / "03-thread-safety"
+Run = Callable[[Team], Any]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    before = threading.active_count(), threading.gettrace(), sys.gettrace()
+    yield
+    assert (threading.active_count(), threading.gettrace(), sys.gettrace()) == before
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For those who hang for certain."""
+    monkeypatch.setattr(thread_scheduler, "PATIENCE", 0.1)
+
+
+@dataclass
+class Usage:
+    lock: Any = None
+    calls: int = 0
+    kept: dict[str, int] = field(default_factory=dict)
+
+
+def racy(usage: Usage) -> None:
+    seen = usage.calls
+    usage.calls = seen + 1
+
+
+def right(usage: Usage) -> None:
+    with usage.lock:
+        seen = usage.calls
+        usage.calls = seen + 1
+
+
+def both(work: Callable[[Usage], object], agents: str = "scout critic") -> Run:
+    """A run of these agents, which all do the same."""
+
+    def run(team: Team) -> Usage:
+        usage = Usage(team.Lock())
+        for agent in agents.split():
+            team.start(agent, work, usage)
+        team.join()
+        return usage
+
+    return run
+
+
+def two_calls(usage: Usage) -> bool:
+    return usage.calls == 2
+
+
+# What it finds
+
+
+def test_a_lost_update_is_found_and_drawn_with_the_lines() -> None:
+    report = explore(both(racy), two_calls)
+    assert (report.kind, report.failing) == ("invariant", "scout#1 critic#2")
+    head, agents, *rows, again = str(report).splitlines()
+    assert head.startswith("the invariant does not hold for Usage(lock=<Lock>, calls=1")
+    assert agents.split() == ["step", "scout", "critic"]
+    start = racy.__code__.co_firstlineno
+    assert [row.split() for row in rows] == [
+        f"1 #1 {start + 1} seen = usage.calls".split(),
+        f"2 #1 {start + 1} seen = usage.calls".split(),
+        f"3 #2 {start + 2} usage.calls = seen + 1".split(),
+        f"4 #2 {start + 2} usage.calls = seen + 1".split(),
+    ]
+    assert again == "replay(run, 'scout#1 critic#2', ...)"
+
+
+def test_a_failing_schedule_replays_a_hundred_times() -> None:
+    first = replay(both(racy), "scout#1 critic#2", two_calls)
+    assert first.kind == "invariant"
+    for _ in range(99):
+        assert replay(both(racy), "scout#1 critic#2", two_calls) == first
+
+
+def test_the_fix_is_proven() -> None:
+    report = explore(both(right), two_calls, preemptions=None)
+    assert str(report) == "all 8 schedules hold"
+    assert report.exhausted
+    assert replay(both(right), "scout#1 critic#1", two_calls).holds
+
+
+def total(usage: Usage) -> None:
+    for agent in usage.kept:
+        usage.calls += usage.kept[agent]
+
+
+def insert(usage: Usage) -> None:
+    usage.kept["critic"] = 1
+
+
+@pytest.mark.parametrize("safe", [False, True])
+def test_a_dict_that_grows_while_another_thread_iterates(safe: bool) -> None:
+    def locked(work: Callable[[Usage], object], usage: Usage) -> None:
+        with usage.lock:
+            work(usage)
+
+    def run(team: Team) -> None:
+        usage = Usage(team.Lock(), kept={"scout": 1})
+        for agent, work in (("reader", total), ("writer", insert)):
+            if safe:
+                team.start(agent, locked, work, usage)
+            else:
+                team.start(agent, work, usage)
+        team.join()
+
+    report = explore(run, preemptions=None)
+    if safe:
+        assert (report.says, report.exhausted) == ("all 10 schedules hold", True)
+    else:
+        assert report.failing == "reader#2 writer#1"
+        assert "reader raises RuntimeError: dictionary changed size" in report.says
+
+
+def test_a_call_within_a_line_splits_it_and_nothing_else_does() -> None:
+    def run(team: Team, *, asks: bool) -> Usage:
+        usage = Usage()
+
+        def count() -> None:
+            usage.calls += len(team.ask("Ready?").split()) if asks else 3
+
+        team.start("scout", count)
+        team.start("critic", count)
+        team.join()
+        return usage
+
+    def all_words(usage: Usage) -> bool:
+        return usage.calls == 6
+
+    assert explore(lambda team: run(team, asks=True), all_words).kind == "invariant"
+    assert explore(lambda team: run(team, asks=False), all_words).exhausted
+
+
+def test_what_the_model_answers_is_an_option() -> None:
+    answers: list[str] = []
+
+    def run(team: Team) -> None:
+        team.start("scout", lambda: answers.append(team.ask("Ready?")))
+        team.join()
+
+    explore(run, answer=str.upper)
+    explore(run)
+    assert answers == ["READY?", "On 'Ready?': yes."]
+
+
+def test_a_race_that_needs_two_preemptions_is_not_found_with_one() -> None:
+    def aba(usage: Usage) -> None:
+        first = usage.calls
+        second = usage.calls
+        assert not (first == 0 and second == 1)
+
+    def tick(usage: Usage) -> None:
+        usage.calls = 1
+        usage.calls = 2
+
+    def run(team: Team) -> None:
+        usage = Usage()
+        team.start("reader", aba, usage)
+        team.start("writer", tick, usage)
+        team.join()
+
+    one = explore(run, preemptions=1)
+    assert one.says == "all 5 schedules with at most 1 preemption hold"
+    assert one.exhausted
+    two = explore(run, preemptions=2)
+    assert (two.kind, two.failing) == ("invariant", "reader#1 writer#1 reader#3")
+    assert "reader raises AssertionError" in two.says
+
+
+def test_the_simplest_schedule_is_found_first() -> None:
+    lines = ["seen = usage.calls", "usage.calls = seen + 1", *["rest = 1"] * 5]
+    report = explore(both(compiled("usage", lines)), two_calls, preemptions=None)
+    assert report.failing == "scout#1 critic#7"
+    assert report.runs == 9  # depth-first, it is the 793rd of all orders
+
+
+def test_agents_that_take_two_locks_in_opposite_order_block_each_other() -> None:
+    def run(team: Team, firsts: tuple[int, int] = (0, 1)) -> None:
+        locks = team.Lock(), team.Lock()
+
+        def work(first: int) -> None:
+            with locks[first]:  # noqa: SIM117 - a line for each
+                with locks[1 - first]:
+                    pass
+
+        team.start("scout", work, firsts[0])
+        team.start("critic", work, firsts[1])
+        team.join()
+
+    report = explore(run)
+    assert (report.kind, report.failing) == ("deadlock", "scout#1 critic#2")
+    head, *who = report.says.splitlines()
+    assert head == "deadlock: all wait for each other"
+    assert [line.split(":")[0] for line in who] == [
+        "scout at test_threads.py",
+        "critic at test_threads.py",
+    ]
+    assert all("with locks[1 - first]" in line for line in who)
+    assert explore(lambda team: run(team, (0, 0)), preemptions=None).exhausted
+
+
+def test_two_who_wait_for_each_other_without_end_are_a_livelock() -> None:
+    def polite(usage: Usage) -> None:
+        while usage.calls == 0:
+            usage.kept["after you"] = 1
+
+    report = explore(both(polite), steps=100)
+    assert report.kind == "livelock"
+    assert "no end after 100 steps" in report.says
+    assert "\nscout at test_threads.py" in report.says
+    assert "\ncritic at its start" in report.says
+
+
+def test_an_exception_of_an_agent_ends_the_run_and_lets_all_locks_go() -> None:
+    locks: list[TeamLock] = []
+
+    def run(team: Team) -> None:
+        locks.append(team.Lock())
+
+        def work() -> None:
+            with locks[-1]:
+                raise KeyError("no such finding")
+
+        team.start("scout", work)
+        team.start("critic", work)
+        team.join()
+
+    report = explore(run)
+    assert report.kind == "exception"
+    assert "scout raises KeyError: 'no such finding', test_threads.py:" in report.says
+    assert not any(lock.locked() for lock in locks)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"), [(AssertionError, "invariant"), (KeyError, "exception")]
+)
+def test_run_may_check_for_itself(error: type[Exception], kind: str) -> None:
+    def run(team: Team) -> None:
+        if both(racy)(team).calls != 2:
+            raise error("lost")
+
+    report = explore(run)
+    assert (report.kind, report.failing) == (kind, "scout#1 critic#2")
+
+
+# What it proves
+
+
+@pytest.mark.parametrize("lines", [1, 2, 3, 4])
+def test_every_order_of_lines_is_tried_and_each_once(lines: int) -> None:
+    work = compiled("usage", ["usage.calls += 1"] * lines)
+    seen: list[int] = []
+    report = explore(both(work), seen.append, preemptions=None)
+    assert report.says == f"all {math.comb(2 * lines, lines)} schedules hold"
+    one = explore(both(work), preemptions=1)
+    assert one.runs == 2 + 2 + 2 * (lines - 1) or lines == 1
+
+
+def test_three_agents_have_as_many_orders_as_letters_have_words() -> None:
+    work = compiled("usage", ["usage.calls += 1"] * 2)
+    report = explore(both(work, "scout critic writer"), preemptions=None)
+    assert report.says == "all 90 schedules hold"  # 6! / (2! * 2! * 2!)
+
+
+def compiled(parameter: str, lines: list[str]) -> Callable[[Any], None]:
+    """A function of these lines, in a file of the reader's."""
+    code = "\n    ".join([f"def work({parameter}):", *lines])
+    names: dict[str, Any] = {}
+    exec(compile(code, "work.py", "exec"), names)
+    work: Callable[[Any], None] = names["work"]
+    return work
+
+
+LINES = ("x = box['a']", "x = box['b']", "box['a'] = x + 1", "box['b'] = x * 3")
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_the_outcomes_are_those_of_all_orders_of_random_programs(seed: int) -> None:
+    chosen = random.Random(seed)
+    programs = [["x = 0", *chosen.choices(LINES, k=2)] for _ in range(2)]
+    outcomes = set()
+
+    def run(team: Team) -> None:
+        box = {"a": 0, "b": 1}
+        for number, program in enumerate(programs):
+            team.start(f"agent{number}", compiled("box", program), box)
+        team.join()
+        outcomes.add((box["a"], box["b"]))
+
+    explore(run, preemptions=None)
+    assert outcomes == set(reference(programs))
+
+
+def reference(programs: list[list[str]]) -> Iterator[tuple[int, int]]:
+    for order in set(itertools.permutations([0, 0, 0, 1, 1, 1])):
+        box = {"a": 0, "b": 1}
+        rest = [iter(program) for program in programs]
+        names = [{"box": box}, {"box": box}]
+        for who in order:
+            exec(next(rest[who]), names[who])
+        yield box["a"], box["b"]
+
+
+def pairs() -> Iterator[tuple[str, str, Run, Callable[[Any], object]]]:
+    """Chapter 3: its scripts' agents under the explorer, with the scripts' checks."""
+    for word in ("broken", "fixed"):
+        counter = load_script(CHAPTER_3 / f"{word}_counter.py")
+        yield word, "counter", counted(counter), lambda usage: usage[0] == usage[1]
+        fake = load_script(CHAPTER_3 / f"{word}_fake_lock.py")
+        yield word, "fake_lock", reported(fake), lambda findings: len(findings) == 2
+        order = load_script(CHAPTER_3 / f"{word}_lock_order.py")
+        yield word, "lock_order", shared(order), lambda notes: notes == [2, 2]
+    for name in ("broken", "fixed_lock", "fixed_immutable"):
+        word, _, design = name.partition("_")
+        script = "_".join([word, "team_state", design]).strip("_")
+        state = load_script(CHAPTER_3 / f"{script}.py")
+        yield word, script, looked_at(state), lambda seen: seen == ["whole", "whole", 2]
+
+
+def counted(script: ModuleType) -> Run:
+    def run(team: Team) -> tuple[int, int]:
+        usage = script.Usage()
+        usage.lock = team.Lock()
+        timeline = Timeline(*script.AGENTS)
+        for agent in script.AGENTS[:2]:
+            team.start(agent, script.work, agent, usage, team.ask, timeline)
+        team.join()
+        return usage.words, sum(map(script.length, usage.answers))
+
+    return run
+
+
+class NoBarrier:
+    def wait(self) -> None: ...
+
+
+def reported(script: ModuleType) -> Run:
+    def run(team: Team) -> tuple[str, ...]:
+        vars(script)["Lock"] = team.Lock
+        report, timeline = script.Report(), Timeline(*script.AGENTS)
+        for agent in script.AGENTS[:2]:
+            given = agent, report, NoBarrier(), team.ask, timeline
+            team.start(agent, script.research, *given)
+        team.join()
+        findings: tuple[str, ...] = report.findings
+        return findings
+
+    return run
+
+
+def shared(script: ModuleType) -> Run:
+    def run(team: Team) -> list[int]:
+        vars(script)["Lock"] = team.Lock
+        timeline = Timeline(*script.AGENTS)
+        memories = [script.Memory(agent) for agent in script.AGENTS]
+        for agent in script.AGENTS:
+            given = agent, memories, NoBarrier(), team.ask, timeline
+            team.start(agent, script.share, *given)
+        team.join()
+        return [len(memory.notes) for memory in memories]
+
+    return run
+
+
+def looked_at(script: ModuleType) -> Run:
+    def run(team: Team) -> list[Any]:
+        vars(script).update(Lock=team.Lock, RLock=team.RLock)
+        state, timeline, seen = script.Team(), Timeline(*script.AGENTS), list[Any]()
+        for agent in script.AGENTS[:2]:
+            team.start(agent, script.research, agent, state, team.ask, timeline)
+        team.start("dashboard", lambda: seen.append(state.look().status))
+        team.join()
+        return [*seen, state.record.status, len(state.record.findings)]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("word", "run", "holds"),
+    [pytest.param(w, r, h, id=f"{w} {name}") for w, name, r, h in pairs()],
+)
+def test_the_pairs_of_chapter_3(
+    word: str, run: Run, holds: Callable[[Any], object]
+) -> None:
+    report = explore(run, holds, preemptions=1)
+    assert (report.holds, report.exhausted) == (word == "fixed", word == "fixed")
+
+
+# What agents may do
+
+
+def test_a_reentrant_lock_may_be_taken_twice_and_another_one_may_not() -> None:
+    def run(team: Team, lock: TeamLock) -> None:
+        def work() -> None:
+            with lock:  # noqa: SIM117 - a line for each
+                with lock:
+                    assert lock.locked()
+
+        team.start("scout", work)
+        team.start("critic", work)
+        team.join()
+        assert not lock.locked()
+
+    assert explore(lambda team: run(team, team.RLock()), preemptions=None).exhausted
+    report = explore(lambda team: run(team, team.Lock()))
+    assert (report.kind, report.failing) == ("deadlock", "scout#2")
+
+
+def test_a_lock_is_released_by_who_may() -> None:
+    def run(team: Team, *, reentrant: bool) -> None:
+        lock = team.RLock() if reentrant else team.Lock()
+        assert lock.acquire()
+        assert repr(lock) == "<Lock of MainThread>"
+        team.start("scout", lock.release)
+        team.join()
+        with pytest.raises(RuntimeError):
+            lock.release()
+
+    assert explore(lambda team: run(team, reentrant=False)).exhausted
+    report = explore(lambda team: run(team, reentrant=True))
+    assert "scout raises RuntimeError" in report.says
+
+
+def test_who_does_not_want_to_wait_for_a_lock_sees_both_outcomes() -> None:
+    got = set()
+
+    def run(team: Team) -> None:
+        lock = team.Lock()
+
+        def holds() -> None:
+            with lock:
+                pass
+
+        def tries() -> None:
+            if taken := lock.acquire(blocking=False):
+                lock.release()
+            got.add(taken)
+
+        team.start("scout", holds)
+        team.start("critic", tries)
+        team.join()
+
+    assert explore(run).exhausted
+    assert got == {True, False}
+
+
+def test_a_timeout_is_over_when_nobody_else_can_run() -> None:
+    got = []
+
+    def run(team: Team) -> None:
+        lock, done = team.Lock(), []
+
+        def keeps() -> None:
+            lock.acquire()
+            team.wait_until(lambda: done)
+
+        def gives_up() -> None:
+            got.append(lock.acquire(timeout=5))
+            done.append(True)
+            if got[-1]:
+                lock.release()
+
+        team.start("scout", keeps)
+        team.start("critic", gives_up)
+        team.join()
+
+    assert explore(run).exhausted
+    assert set(got) == {True, False}  # who was first?
+
+
+def test_a_wait_tells_whether_it_was_in_time() -> None:
+    def run(team: Team) -> None:
+        done: list[bool] = []
+
+        def waits() -> None:
+            assert team.wait_until(lambda: done, timeout=5) is True
+            assert team.wait_until(bool, timeout=5) is False
+
+        team.start("scout", waits)
+        team.start("critic", done.append, True)
+        team.join()
+
+    assert explore(run, preemptions=None).exhausted
+
+
+def test_what_an_agent_does_in_libraries_before_its_first_line_is_a_step() -> None:
+    def keep(answer: str) -> None:
+        assert answer
+
+    def run(team: Team) -> None:
+        for agent in ("scout", "critic"):
+            team.start(agent, list, map(keep, map(team.ask, ["Ready?"])))
+        team.join()
+
+    # Three steps each: until it asks, until `keep` begins, until the end.
+    assert str(explore(run, preemptions=None)) == "all 20 schedules hold"
+
+
+def test_a_queue_is_made_of_wait_until_and_what_follows_in_its_line() -> None:
+    def run(team: Team, *, safe: bool) -> list[int]:
+        inbox: list[int] = []
+        received: list[int] = []
+
+        def sends() -> None:
+            inbox.append(1)
+            inbox.append(2)
+
+        def receives() -> None:
+            if team.wait_until(lambda: inbox):
+                received.append(inbox.pop(0))
+
+        def receives_in_one_line() -> None:
+            team.wait_until(lambda: inbox) and received.append(inbox.pop(0))
+
+        team.start("sender", sends)
+        for receiver in ("scout", "critic"):
+            team.start(receiver, receives_in_one_line if safe else receives)
+        team.join()
+        return received
+
+    report = explore(lambda team: run(team, safe=True), lambda got: got == [1, 2])
+    assert report.exhausted
+    report = explore(lambda team: run(team, safe=False), lambda got: got == [1, 2])
+    assert "raises IndexError: pop from empty list" in report.says
+
+
+def test_an_agent_may_start_another_one() -> None:
+    def run(team: Team) -> Usage:
+        usage = Usage()
+
+        def boss() -> None:
+            team.start("helper", racy, usage)
+            racy(usage)
+
+        team.start("boss", boss)
+        team.join()
+        return usage
+
+    assert explore(run, two_calls).failing == "boss#3 helper#2"
+
+
+def test_names_are_unique_words() -> None:
+    def run(team: Team) -> None:
+        team.start("the scout", print)
+        team.start("the scout", print)
+
+    assert "ValueError: agent 'the_scout': there is one already" in explore(run).says
+
+
+def test_run_may_join_more_than_once() -> None:
+    def run(team: Team) -> Usage:
+        usage = Usage()
+        for agent in ("scout", "critic"):
+            team.start(agent, racy, usage)
+            team.join()
+        return usage
+
+    assert str(explore(run, two_calls)) == "all 1 schedules hold"
+
+
+# Searches
+
+
+def test_random_orders_find_it_too_and_prove_nothing() -> None:
+    report = explore(both(racy), two_calls, strategy=random_orders(seed=1))
+    assert report.kind == "invariant"
+    assert replay(both(racy), report.failing or "", two_calls).kind == "invariant"
+    report = explore(both(right), two_calls, strategy=random_orders(), runs=20)
+    assert (str(report), report.exhausted) == ("20 tried, none fails", False)
+
+
+def test_a_search_that_was_cut_off_claims_nothing() -> None:
+    report = explore(both(right), two_calls, runs=5)
+    assert (str(report), report.exhausted) == ("5 tried, none fails", False)
+
+
+def test_a_strategy_may_end() -> None:
+    report = explore(both(racy), two_calls, strategy=[follow([]), follow(["critic#2"])])
+    assert (str(report), report.exhausted) == ("2 tried, none fails", False)
+
+
+@pytest.mark.parametrize(
+    "schedule", ["scout#1 critic#3", "scout#2 critic#3", "writer#1"]
+)
+def test_a_schedule_that_does_not_fit_is_told(schedule: str) -> None:
+    with pytest.raises(CannotReplay):
+        replay(both(racy), schedule)
+
+
+def test_code_that_does_not_repeat_itself_is_told() -> None:
+    numbers = itertools.count()
+
+    def moody(usage: Usage) -> None:
+        if next(numbers) % 3:
+            usage.calls += 1
+        usage.calls += 1
+
+    with pytest.raises(NotTheSame):
+        explore(both(moody))
+
+
+# What it refuses
+
+
+def test_no_agents_no_proof() -> None:
+    with pytest.raises(CannotControl, match="no agent runs"):
+        explore(lambda team: None)
+
+
+def test_a_thread_that_is_not_the_teams_is_refused() -> None:
+    def pool(team: Team) -> None:
+        usage = Usage()
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(racy, [usage, usage]))
+
+    def stranger(team: Team) -> None:
+        def work() -> None:
+            thread = threading.Thread(target=racy, args=[Usage()])
+            thread.start()
+            thread.join()
+
+        team.start("scout", work)
+        team.join()
+
+    for run in (pool, stranger):
+        with pytest.raises(CannotControl, match=r"the thread .* use team\.start"):
+            explore(run)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_real_lock_is_refused_with_the_line_that_waits() -> None:
+    real = threading.Lock()
+
+    def work(usage: Usage) -> None:
+        with real:
+            usage.calls += 1
+
+    with pytest.raises(CannotControl) as refused:
+        explore(both(work))
+    where = work.__code__.co_firstlineno + 1
+    assert f"waits for at test_threads.py:{where} with real:" in str(refused.value)
+    assert "use team.start(), team.Lock()" in str(refused.value)
+    assert not real.locked()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_real_queue_is_refused() -> None:
+    real: queue.Queue[int] = queue.Queue()
+
+    def run(team: Team) -> None:
+        team.start("scout", lambda: real.get())
+        team.join()
+
+    with pytest.raises(CannotControl, match=r"scout waits for at .*real\.get"):
+        explore(run)
+    (left,) = (thread for thread in threading.enumerate() if thread.name == "scout")
+    real.put(1)  # nobody else can end it
+    left.join()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_agent_that_cannot_be_stopped_is_told() -> None:
+    enough = threading.Event()
+
+    def run(team: Team) -> None:
+        def stubborn() -> None:
+            try:
+                team.wait_until(bool)
+            except BaseException:
+                enough.wait()
+
+        team.start("scout", stubborn)
+        team.join()
+
+    with pytest.raises(LeftBehind, match=r"scout at test_threads\.py:.*enough\.wait"):
+        explore(run)
+    (left,) = (thread for thread in threading.enumerate() if thread.name == "scout")
+    enough.set()
+    left.join()
+
+
+def test_an_agent_that_swallows_everything_ends_all_the_same() -> None:
+    def run(team: Team) -> None:
+        lock = team.Lock()
+
+        def work() -> None:
+            for _ in range(3):
+                try:
+                    lock.acquire()
+                except BaseException:
+                    team.start("late", print)
+
+        team.start("scout", work)
+        team.join()
+
+    assert explore(run).kind == "deadlock"
+
+
+def test_what_run_itself_waits_for_is_refused() -> None:
+    def run(team: Team) -> None:
+        lock = team.Lock()
+        lock.acquire()
+        lock.acquire()
+
+    with pytest.raises(CannotControl, match=r"what run\(\) itself waits for"):
+        explore(run)
+
+
+def test_agents_do_not_join() -> None:
+    def run(team: Team) -> None:
+        team.start("scout", team.join)
+        team.join()
+
+    assert "scout raises CannotControl: team.join() in an agent" in explore(run).says

@@ -1,0 +1,1 @@
+"""The same agents on several machines: Ray, and leases of one limit."""

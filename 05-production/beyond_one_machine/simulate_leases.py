@@ -1,0 +1,133 @@
+"""
+Larger leases spare the limiter work, and let some workers run ahead of others.
+
+Run:   python -m beyond_one_machine.simulate_leases
+Next:  leases.py
+
+100 workers share 6,000 requests a minute for 30 seconds of virtual time. Each has 50
+calls that wait for nothing but their turn, and a message to the limiter takes 1 ms.
+"asked": of the limiter, per second. "fewest", "most": calls of one worker within ten
+seconds; a fair share is 10. "longest wait": between two calls of one worker. "in one
+second": at most, of all; the server's bucket is one of 100 requests. "refused": by it.
+"""
+
+import asyncio
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from agents import Limits
+from beyond_one_machine.leases import Lease, LeasedPace, Limiter, Report
+from racelab import start, table, verdict
+from racelab.explore import clock
+from racelab.server.buckets import Bucket
+
+T = TypeVar("T")
+WORKERS, CALLS = 100, 50
+RATE, SECONDS, WINDOW = 100, 30, 10  # requests a second
+LIMITS = Limits(rpm=60 * RATE, request_burst=RATE)
+LATENCY = 0.4  # of the model
+MESSAGE = 0.001
+
+
+class Far:
+    """A limiter on another machine."""
+
+    def __init__(self, limiter: Limiter) -> None:
+        self.limiter = limiter
+
+    async def lease(self, report: Report) -> Lease:
+        return await self._there_and_back(self.limiter.lease(report))
+
+    async def used_up(self, worker: str, number: int) -> None:
+        await self._there_and_back(self.limiter.used_up(worker, number))
+
+    async def refused(self, wait: float, tokens: float) -> int:
+        return await self._there_and_back(self.limiter.refused(wait, tokens))
+
+    async def news(self, seen: int) -> tuple[int, float]:
+        return await self._there_and_back(self.limiter.news(seen))
+
+    async def _there_and_back(self, call: Awaitable[T]) -> T:
+        await asyncio.sleep(MESSAGE)
+        answer = await call
+        await asyncio.sleep(MESSAGE)
+        return answer
+
+
+@dataclass
+class Run:
+    """What the server has seen."""
+
+    sent: list[tuple[float, int]] = field(default_factory=list)  # when, by which worker
+    refused: int = 0
+    asked: int = 0
+
+    def most_in_a_second(self) -> int:
+        times = [at for at, _ in self.sent]
+        return max(bisect_left(times, at + 1) - i for i, at in enumerate(times))
+
+    def longest_wait(self) -> float:
+        """Seconds between two calls of the same worker, or from the start."""
+        last, longest = dict.fromkeys(range(WORKERS), 0.0), 0.0
+        for at, worker in [*self.sent, *((SECONDS, each) for each in range(WORKERS))]:
+            longest = max(longest, at - last[worker])
+            last[worker] = at
+        return longest
+
+    def calls_of_each(self) -> list[int]:
+        """Within each window, of each worker."""
+        counts = Counter((int(at / WINDOW), worker) for at, worker in self.sent)
+        windows, workers = range(SECONDS // WINDOW), range(WORKERS)
+        return [counts[window, worker] for window in windows for worker in workers]
+
+
+async def work(batch: int) -> Run:
+    loop, limiter, run = asyncio.get_running_loop(), Limiter(LIMITS), Run()
+    begun = loop.time()
+    bucket = Bucket(60 * RATE, RATE, begun)
+
+    async def call(pace: LeasedPace, worker: int) -> None:
+        while True:
+            await pace.take(0)
+            bucket.refill(loop.time())
+            run.refused += bucket.wait(1) > 0
+            bucket.take(1)
+            run.sent.append((loop.time() - begun, worker))
+            await asyncio.sleep(LATENCY)
+
+    async def worker(number: int) -> None:
+        async with LeasedPace(LIMITS, Far(limiter), f"{number}", batch) as pace:
+            await asyncio.gather(*(call(pace, number) for _ in range(CALLS)))
+
+    _, pending = await asyncio.wait(
+        [asyncio.create_task(worker(number)) for number in range(WORKERS)],
+        timeout=SECONDS,
+    )
+    run.asked = (await limiter.counts()).leases
+    for task in pending:
+        task.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
+    return run
+
+
+def main() -> int:
+    heads = ("lease", "asked", "of the limit", "fewest", "most", "longest wait")
+    rows: list[tuple[object, ...]] = [(*heads, "in one second", "refused")]
+    refused, used = 0, 1.0
+    for batch in (1, 2, 5, 10, 20, 50):
+        run = clock.run(work(batch))
+        share, each = len(run.sent) / RATE / SECONDS, run.calls_of_each()
+        counts = (f"{run.asked / SECONDS:.0f}", f"{share:.3f}", min(each), max(each))
+        wait = f"{run.longest_wait():.1f} s"
+        rows.append((batch, *counts, wait, run.most_in_a_second(), run.refused))
+        refused, used = refused + run.refused, min(used, share)
+    print(table(*rows))
+    holds = not refused and 0.95 <= used <= 1
+    return verdict(holds, f"{refused} refused, {used:.3f} of the limit used or more")
+
+
+if __name__ == "__main__":
+    start(main)

@@ -1,0 +1,216 @@
+"""The benchmarks count what they say they count. Orders and counts, no durations."""
+
+import re
+import sys
+from dataclasses import replace
+from types import ModuleType
+
+import pytest
+from openai import AsyncOpenAI
+
+import baselines
+from agents import Limits
+from racelab import Fault, LocalServer, ReaderError, Settings, Stats
+from racelab.pytest.plugin import Load, Ran, RunScript
+
+RATE, FAULTS, MEMORY = (
+    f"benchmark_{thing}.py" for thing in ("rate_limit", "faults", "memory")
+)
+TWO = ("gather", "agents")
+
+
+def cells(ran: Ran, way: str) -> list[str]:
+    """The first row of a way."""
+    assert ran.status == 0, ran.err
+    row = next(line for line in ran.out.splitlines() if line.startswith(way + "  "))
+    return re.split(r"\s{2,}", row)[1:]
+
+
+def test_under_a_limit_agents_are_never_refused_and_gather_is(
+    play: RunScript, lesson: Load
+) -> None:
+    # So few at once, so slowly then, that a busy machine does not matter.
+    small = lesson(RATE).Size(12, 8, 5, 25_000, 10_000, 1)
+    ran = play(RATE, WAYS=TWO, SHORT=small, RATE=4, IN_FLIGHT=2)
+    _, refused, lost, *_ = cells(ran, "agents")
+    assert (refused, lost) == ("0x", "0.0%")
+    _, refused, lost, *_ = cells(ran, "gather")
+    assert refused != "0x"
+    assert re.search(
+        r"^RESULT: agents take .*, are refused 0x, lose 0.0%", ran.out, re.M
+    )
+
+
+def test_faults_lose_nothing_and_nothing_is_paid_again(
+    play: RunScript, lesson: Load
+) -> None:
+    def struck(size: object, seed: int) -> Settings:
+        kinds = ("malformed", "reset", "500", "hang", "malformed")
+        return Settings(
+            latency=0.01,
+            faults=tuple(Fault(kind, calls=(n,)) for n, kind in enumerate(kinds, 1)),
+        )
+
+    small = lesson(FAULTS).Size(20, 1000, 1000, 0.5, (0,))
+    ran = play(FAULTS, WAYS=TWO, SHORT=small, settings_of=struck, HEDGE=0.1)
+    assert cells(ran, "agents")[1:4] == ["0x", "0.0%", "0x"]
+    assert cells(ran, "agents, hedged")[1:3] == ["0x", "0.0%"]
+    assert cells(ran, "gather")[1:4] == [
+        "0x",
+        "10.0%",
+        "0x",
+    ]  # what the SDK cannot read
+    assert "lose 0.0%, pay again for 0x answers" in ran.last_line
+
+
+def test_the_bound_without_faults_is_the_ideal(lesson: Load) -> None:
+    module, size, settings = bound_of(lesson)
+    assert module.bound(size, settings) == pytest.approx((40 - 10) / 100 + 0.1)
+
+
+def test_the_bound_waits_for_the_last_call_that_hangs(lesson: Load) -> None:
+    module, size, settings = bound_of(lesson, Fault("hang", calls=(40,)))
+    ends = (40 - 10) / 100 + 2 + 0.1  # sent as the last one, given up, answered
+    assert module.bound(size, settings) == pytest.approx(ends)
+
+
+def test_in_the_bound_a_503_waits_as_long_as_it_is_told(lesson: Load) -> None:
+    module, size, settings = bound_of(lesson, Fault("503", calls=(40, 41)))
+    ends = (40 - 10) / 100 + 2 * 1 + 0.1
+    assert module.bound(size, settings) == pytest.approx(ends)
+
+
+def test_in_the_bound_what_has_failed_early_costs_one_request(lesson: Load) -> None:
+    module, size, settings = bound_of(lesson, Fault("500", calls=(1, 2, 3)))
+    assert module.bound(size, settings) == pytest.approx((43 - 10) / 100 + 0.1)
+
+
+def bound_of(load: Load, *faults: Fault) -> tuple[ModuleType, object, Settings]:
+    module = load(FAULTS)
+    size = module.Size(40, 100, 10, 2.0, (0,))
+    return module, size, replace(module.settings_of(size, 0), faults=faults)
+
+
+def test_queued_questions_take_memory_with_gather_and_none_with_agents(
+    play: RunScript, lesson: Load
+) -> None:
+    module = lesson(MEMORY)
+    held = {
+        way: [module.peak(module.WAYS[way], number) for number in (100, 100, 1000)][1:]
+        for way in module.WAYS
+    }
+    few, many = held["gather + semaphore"]
+    assert many > 5 * few
+    few, many = held["agents"]
+    assert many < 1.2 * few
+    ran = play(MEMORY, SHORT=(20, 40))
+    assert ran.last_line.startswith("RESULT: 40 questions take ")
+
+
+def test_a_lost_question_is_an_error_of_the_memory_benchmark(lesson: Load) -> None:
+    async def answers_none(number: int) -> int:
+        return 0
+
+    with pytest.raises(AssertionError):
+        lesson(MEMORY).peak(answers_none, 1)
+
+
+@pytest.mark.parametrize("way", baselines.WAYS)
+async def test_each_way_counts_what_it_has_got(
+    way: str, model_server: LocalServer
+) -> None:
+    limits = Limits(concurrent=3, rpm=600, request_burst=20)
+    async with client_of(model_server) as client:
+        assert await baselines.WAYS[way](client, ["a", "b", "c", "d"], limits) == 4
+    stats = model_server.stats()
+    assert (stats.answered, len(stats.answers)) == (4, 4)
+    assert way == "gather" or stats.largest_in_flight <= 3
+
+
+async def test_by_hand_all_that_may_pass_is_tried_again(
+    model_server: LocalServer,
+) -> None:
+    """It is no straw man: it loses nothing either, and its pace holds."""
+    kinds = ("500", "503", "reset", "malformed", "hang", "429")
+    faults = [Fault(kind, calls=(n,), retry_after=0) for n, kind in enumerate(kinds, 1)]
+    model_server.reset(Settings(latency=0, faults=tuple(faults)))
+    limits = Limits(concurrent=3, attempt=0.2, tpm=6e6, token_burst=1e5)
+    questions = [f"{n}?" for n in range(12)]
+    async with client_of(model_server, timeout=0.2) as client:
+        assert await baselines.by_hand(client, questions, limits) == 12
+    stats = model_server.stats()
+    assert stats.received == 12 + len(kinds)
+    assert set(stats.answers.values()) == {1}
+
+
+async def test_by_hand_what_cannot_pass_is_lost_at_once(
+    model_server: LocalServer,
+) -> None:
+    model_server.reset(Settings(latency=0, models=("another",)))
+    async with client_of(model_server) as client:
+        assert await baselines.by_hand(client, ["a"], Limits()) == 0
+    assert model_server.stats().received == 1
+
+
+def client_of(server: LocalServer, timeout: float = 5) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=server.base_url, api_key="local", timeout=timeout)
+
+
+def test_a_child_asks_one_job_after_another(model_server: LocalServer) -> None:
+    with baselines.children("agents") as kids:
+        first = kids["agents"].ask(["a", "b"], Limits(), model_server, Settings())
+        second = kids["agents"].ask(["c"], Limits(), model_server, Settings())
+    assert (first.asked, first.lost, dict(first.stats.answers)) == (
+        2,
+        0,
+        {"a": 1, "b": 1},
+    )
+    assert (second.asked, second.lost, dict(second.stats.answers)) == (1, 0, {"c": 1})
+    assert second.cost.cpu > 0
+
+
+def test_a_child_that_has_ended_is_one_clear_error(model_server: LocalServer) -> None:
+    with baselines.children("agents") as kids:
+        kids["agents"].process.kill()
+        kids["agents"].process.wait()
+        with pytest.raises(ReaderError, match=r"^agents: its process has ended$"):
+            kids["agents"].ask(["a"], Limits(), model_server, Settings())
+
+
+def test_children_are_gone_when_something_fails() -> None:
+    started = baselines.children("gather")
+    child = started.__enter__()["gather"]
+    started.__exit__(KeyError, KeyError(), None)
+    assert child.process.returncode is not None
+
+
+def test_what_was_delivered_more_often_than_asked_was_paid_again() -> None:
+    cost = baselines.Cost(answered=3, seconds=1, cpu=0, memory=0)
+    stats = Stats(answers={"a": 3, "b": 1, "c": 1}, refused={"429": 4, "503": 1})
+    seen = baselines.Seen(4, cost, stats)
+    assert (seen.again, seen.refused, seen.lost) == (2, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "full"), [([], False), (["--short"], False), (["--full"], True)]
+)
+def test_short_is_the_default(
+    arguments: list[str], full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
+    assert baselines.wants_full("") is full
+
+
+def test_a_wrong_command_line_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--quick"])
+    with pytest.raises(ReaderError, match=r"^unrecognized arguments: --quick$"):
+        baselines.wants_full("")
+
+
+def test_the_texts_are_very_different_and_the_same_on_every_run(lesson: Load) -> None:
+    module = lesson(RATE)
+    texts = module.texts(module.SHORT.texts)
+    assert texts == module.texts(module.SHORT.texts)
+    assert len(set(texts)) == module.SHORT.texts
+    assert max(map(len, texts)) > 40 * min(map(len, texts))
+    assert max(map(baselines.tokens_of, texts)) < module.SHORT.token_burst

@@ -1,0 +1,471 @@
+"""`agents.pace`: no faster than the limits allow, and no slower; all in virtual time.
+
+The witness is a server's own pair of buckets, which refuses what comes too early.
+"""
+
+import asyncio
+from itertools import pairwise
+from random import Random
+
+import pytest
+
+from agents import Answer, Limits, Pace, Refused, Remaining, Team, TooLarge
+from racelab.server.buckets import Limits as Buckets
+from racelab.server.errors import Refusal
+from racelab.settings import Settings
+
+TICK = 1e-6  # seconds: what floats, and the server, do not tell from nothing
+
+
+class Longest(Random):
+    """Of all that is drawn, the largest."""
+
+    def uniform(self, a: float, b: float) -> float:
+        return b
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def at(*seconds: float) -> object:
+    return pytest.approx(list(seconds), abs=TICK)
+
+
+def a_pace(**limits: float) -> Pace:
+    return Pace(Limits(**limits), Longest())  # type: ignore[arg-type]
+
+
+async def sent(pace: Pace, *tokens: float, first: bool = False) -> list[float]:
+    """They come now, in this order: after how many seconds each is sent."""
+    come = now()
+
+    async def send(amount: float) -> float:
+        await pace.take(amount, first=first)
+        return now() - come
+
+    return await asyncio.gather(*map(send, tokens))
+
+
+class Server:
+    """Refuses what comes faster than these limits allow."""
+
+    def __init__(self, latency: float = 0, **limits: float) -> None:
+        self.buckets = Buckets(Settings(**limits), now())  # type: ignore[arg-type]
+        self.latency, self.arrived, self.refused = latency, list[float](), 0
+
+    async def ask(self, question: str) -> Answer:
+        """A question is the number of its tokens, and maybe more."""
+        self.arrived.append(now())
+        tokens = tokens_of(question)
+        try:
+            self.buckets.admit(tokens, "any", now())
+        except Refusal as refusal:
+            self.refused += 1
+            wait = int(refusal.headers["retry-after-ms"]) / 1000
+            raise Refused(429, retry_after=wait, remaining=self.remaining()) from None
+        await asyncio.sleep(self.latency)
+        return Answer("Yes.", tokens, 0, self.remaining())
+
+    def wait(self, tokens: int) -> float:
+        """Seconds until so many tokens would not be refused."""
+        waits = [0.0]
+        for name, bucket in self.buckets.buckets.items():
+            bucket.refill(now())
+            waits.append(bucket.wait(tokens if name == "tokens" else 1))
+        return max(waits)
+
+    def remaining(self) -> Remaining:
+        names = "requests", "tokens"
+        head = dict(self.buckets.headers(now()))
+        left = [head.get(f"x-ratelimit-remaining-{name}") for name in names]
+        return Remaining(*(None if n is None else float(n) for n in left))
+
+
+def tokens_of(question: str) -> int:
+    return int(question.split()[0])
+
+
+# The bucket
+
+
+@pytest.mark.virtual_time
+async def test_a_burst_is_sent_at_once_and_then_one_by_one() -> None:
+    pace = a_pace(rpm=600, request_burst=10)
+    assert await sent(pace, *[1] * 12) == at(*[0] * 9, 0.1, 0.2, 0.3)
+
+
+@pytest.mark.virtual_time
+async def test_it_does_not_begin_with_a_whole_minutes_burst() -> None:
+    """Where nobody says what the server lets through at once: one second's worth."""
+    assert (await sent(a_pace(rpm=600), *[1] * 12))[9:] == at(0.1, 0.2, 0.3)
+    assert await sent(a_pace(tpm=600), *[3] * 5) == at(0, 0, 0, 0.3, 0.6)
+
+
+@pytest.mark.virtual_time
+async def test_of_a_large_burst_no_more_is_held_back_than_the_rate_makes_good() -> None:
+    times = await sent(a_pace(rpm=60, request_burst=100), *[1] * 100)
+    assert times == at(*[0] * 99, 0.25)
+
+
+@pytest.mark.virtual_time
+async def test_without_a_limit_nobody_waits() -> None:
+    assert set(await sent(a_pace(), *range(100))) == {0}
+
+
+@pytest.mark.virtual_time
+async def test_what_rests_fills_no_more_than_the_burst() -> None:
+    pace = a_pace(rpm=600, request_burst=10)
+    for _ in range(3):
+        assert await sent(pace, *[1] * 11) == at(*[0] * 9, 0.1, 0.2)
+        await asyncio.sleep(3600)
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize(
+    ("calls", "rate", "burst"), [(1_500, 128, 80), (100, 64, 1), (100, 1, 10)]
+)
+async def test_calls_take_as_long_as_the_limit_itself_does(
+    calls: int, rate: float, burst: float
+) -> None:
+    server = Server(0.5, rpm=60 * rate, request_burst=burst)
+    limits = Limits(concurrent=calls, rpm=60 * rate, request_burst=burst)
+    async with Team(server.ask, limits) as team:
+        outcomes = [outcome async for outcome in team.run(["1"] * calls)]
+    assert all(outcome.answer for outcome in outcomes)
+    assert server.refused == 0
+    held_back = min(0.1 * burst, 0.25 * rate)
+    ideal = (calls - burst) / rate + 0.5
+    assert ideal - TICK <= now() <= ideal + held_back / rate + TICK
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("seed", range(3))
+async def test_no_more_arrive_in_any_time_than_the_limit_allows(seed: int) -> None:
+    """Questions of all sizes, that come now and then, now together."""
+    limits = {"rpm": 300, "request_burst": 7, "tpm": 60_000, "token_burst": 900}
+    server, rng = Server(**limits), Random(seed)
+    pace, arrived = a_pace(**limits), list[tuple[float, int]]()
+
+    async def send(tokens: int, wait: float) -> None:
+        await asyncio.sleep(wait)
+        await pace.take(tokens)
+        arrived.append((now(), tokens))
+        await server.ask(f"{tokens}")
+
+    come = [rng.choice([5, 20, rng.uniform(0, 40)]) for _ in range(150)]
+    await asyncio.gather(*(send(rng.randint(1, 900), wait) for wait in come))
+    assert server.refused == 0
+    for first, (begun, _) in enumerate(arrived):
+        tokens = 0
+        for count, (time, amount) in enumerate(arrived[first:], 1):
+            tokens += amount
+            assert count <= 7 + 5 * (time - begun) + TICK
+            assert tokens <= 900 + 1_000 * (time - begun) + TICK
+
+
+@pytest.mark.virtual_time
+async def test_ten_thousand_wait_in_the_order_in_which_they_came() -> None:
+    pace, order = a_pace(rpm=60 * 1024, request_burst=10), list[int]()
+
+    async def send(number: int) -> None:
+        await pace.take(number % 7)
+        order.append(number)
+
+    await asyncio.gather(*map(send, range(10_000)))
+    assert order == sorted(order)
+
+
+# Requests and tokens together
+
+
+@pytest.mark.virtual_time
+async def test_a_large_request_is_not_starved_by_small_ones() -> None:
+    pace = a_pace(tpm=60, token_burst=50)  # of which 0.25 are held back
+    assert await sent(pace, 40, 30, 1, 1) == at(0, 20.25, 21.25, 22.25)
+
+
+@pytest.mark.virtual_time
+async def test_a_request_is_taken_when_it_is_sent_and_not_before() -> None:
+    """While the second one waits for tokens, requests come back and are not its."""
+    limits = {"rpm": 60, "request_burst": 2, "tpm": 600, "token_burst": 100}
+    server, pace = Server(**limits), a_pace(**limits)
+
+    async def send(tokens: int) -> None:
+        await pace.take(tokens)
+        await server.ask(f"{tokens}")
+
+    await asyncio.gather(*map(send, [90, 90, 1, 1, 1, 1]))
+    assert server.refused == 0
+
+
+@pytest.mark.virtual_time
+async def test_a_request_larger_than_the_bucket_is_saved_up_for() -> None:
+    pace = a_pace(tpm=600)  # 10 a second, and so many at once
+    first, large, last = await sent(pace, 1, 500, 1)
+    assert first == 0
+    assert large == pytest.approx(50, abs=1)
+    assert last == pytest.approx(large + 0.1, abs=TICK)
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("limit", [{"tpm": 600}, {"tpm": 6_000, "token_burst": 600}])
+async def test_what_can_never_fit_fails_at_once_and_says_why(
+    limit: dict[str, float],
+) -> None:
+    pace = a_pace(**limit)
+    pace.check(600)
+    with pytest.raises(TooLarge, match=r"601 tokens: more than the 600"):
+        pace.check(601)
+
+
+@pytest.mark.virtual_time
+async def test_as_much_as_the_bucket_ever_holds_is_let_through() -> None:
+    limits = {"tpm": 600, "token_burst": 100}
+    server, pace = Server(**limits), a_pace(**limits)
+    for _ in range(5):
+        await pace.take(100)
+        await server.ask("100")
+    assert server.refused == 0
+
+
+# Reserved and settled, taken and given back
+
+
+@pytest.mark.virtual_time
+async def test_what_was_reserved_and_not_used_is_there_for_the_next_one() -> None:
+    pace = a_pace(tpm=60, token_burst=100)
+    await pace.take(99)
+    pace.settle(99, used=19)
+    assert await sent(pace, 80, 1) == at(0, 0.25)
+
+
+@pytest.mark.virtual_time
+async def test_what_was_used_beyond_the_estimate_is_owed() -> None:
+    pace = a_pace(tpm=60, token_burst=100)
+    await pace.take(9)
+    pace.settle(9, used=99)
+    assert await sent(pace, 10) == at(9.25)
+
+
+@pytest.mark.virtual_time
+async def test_what_is_given_back_never_makes_more_than_a_full_bucket() -> None:
+    pace = a_pace(tpm=60, token_burst=100)
+    await pace.take(90)
+    await asyncio.sleep(1000)
+    pace.settle(90, used=0)
+    assert await sent(pace, 99, 10) == at(0, 9.25)
+
+
+@pytest.mark.virtual_time
+async def test_who_waits_already_has_the_good_of_what_is_given_back() -> None:
+    pace = a_pace(tpm=60, token_burst=100)
+    await pace.take(99)
+    asyncio.get_running_loop().call_later(1, pace.settle, 99, 9)
+    await pace.take(90)
+    assert 1 <= now() <= 1.2  # it looks before each part that it pays
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("after", [0, 5, 10, 10.25, 11, 90, 90.25, 99.75, 100, 190])
+async def test_who_is_cancelled_while_waiting_has_taken_nothing(
+    after: float, first: bool
+) -> None:
+    """At any moment: for a request, for tokens, in line, and just when it is sent."""
+    limits = {"rpm": 6, "request_burst": 1, "tpm": 60, "token_burst": 100}
+    server, pace = Server(**limits), a_pace(**limits)
+
+    async def send(tokens: int) -> None:
+        await pace.take(tokens, first)
+        await server.ask(f"{tokens}")
+
+    await send(90)
+    others = [asyncio.create_task(send(100)) for _ in range(3)]
+    await asyncio.sleep(after)
+    for other in others:
+        other.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await asyncio.sleep(0)
+    allowed = now() + server.wait(10)
+    await send(10)
+    # Held back are 0.25 s, and again for each that is cancelled while it pays.
+    assert allowed - TICK <= now() <= allowed + 0.75 + TICK
+    assert server.refused == 0
+
+
+# A refusal
+
+
+@pytest.mark.virtual_time
+async def test_a_refusal_stops_everybody_for_as_long_as_the_server_says() -> None:
+    pace = a_pace(rpm=600)
+    await pace.take(1)
+    assert pace.refused(8, tokens=1) == 10  # and a quarter, by the longest jitter
+    assert await sent(pace, 1, 1, 1) == at(10, 10.1, 10.2)  # they leave spread out
+
+
+@pytest.mark.virtual_time
+async def test_no_pause_is_shorter_than_the_server_says_or_a_quarter_longer() -> None:
+    pauses = [Pace(Limits(), Random(seed)).refused(8, 1) for seed in range(200)]
+    assert 8 <= min(pauses) < 8.1
+    assert 9.9 < max(pauses) <= 10
+
+
+@pytest.mark.virtual_time
+async def test_of_two_pauses_the_longer_one_counts() -> None:
+    pace = a_pace(rpm=600)
+    pace.refused(8, tokens=1)
+    pace.refused(4, tokens=1)
+    assert await sent(pace, 1) == at(10)
+
+
+@pytest.mark.virtual_time
+async def test_a_refusal_stops_who_is_about_to_be_sent() -> None:
+    pace = a_pace(rpm=60, request_burst=10)
+    await sent(pace, *[1] * 9)
+    asyncio.get_running_loop().call_later(0.1, pace.refused, 8, 1)
+    assert await sent(pace, 1, 1) == at(10.1, 11.1)
+
+
+@pytest.mark.virtual_time
+async def test_a_refusal_in_a_pause_makes_it_longer() -> None:
+    pace = a_pace(rpm=600)
+    pace.refused(8, tokens=1)
+    asyncio.get_running_loop().call_later(5, pace.refused, 8, 1)
+    assert await sent(pace, 1) == at(15)
+
+
+@pytest.mark.virtual_time
+async def test_where_no_rate_is_known_they_leave_spread_out_all_the_same() -> None:
+    pace = a_pace(concurrent=4)
+    pace.refused(8, tokens=1)
+    assert await sent(pace, *[1] * 6) == at(10, 10.5, 11, 11.5, 11.5, 11.5)
+
+
+@pytest.mark.virtual_time
+async def test_the_refused_goes_first_and_those_who_go_first_keep_their_order() -> None:
+    pace, order = a_pace(rpm=60, request_burst=10), list[str]()
+
+    async def send(name: str) -> None:
+        await pace.take(1, first=name.startswith("refused"))
+        order.append(name)
+
+    pace.refused(4, tokens=1)
+    names = ["a", "b", "refused 1", "refused 2", "c"]
+    await asyncio.gather(*map(send, names))
+    assert order == ["refused 1", "refused 2", "a", "b", "c"]
+    assert now() == pytest.approx(5 + 4, abs=TICK)
+
+
+@pytest.mark.virtual_time
+async def test_the_refused_does_not_wait_for_a_large_one_that_was_next() -> None:
+    pace = a_pace(tpm=60, token_burst=100)
+    await pace.take(99)
+    large = asyncio.create_task(sent(pace, 95))
+    await asyncio.sleep(1)
+    pace.settle(99, used=89)
+    pace.refused(4, tokens=10)
+    assert await sent(pace, 10, first=True) == at(5)
+    assert await large == at(6 + 95)
+
+
+@pytest.mark.virtual_time
+async def test_a_refused_request_counts_as_it_does_at_the_server() -> None:
+    """So in the end the rate is kept, refusals included."""
+    limits = {"rpm": 60, "request_burst": 10}
+    server = Server(**limits)
+    for _ in range(10):  # somebody else
+        await server.ask("1")
+    async with Team(server.ask, Limits(concurrent=20, **limits)) as team:  # type: ignore[arg-type]
+        outcomes = [outcome async for outcome in team.run(["1"] * 20)]
+    assert all(outcome.answer for outcome in outcomes)
+    in_the_first_burst = server.arrived.count(0) - 10
+    assert server.refused == in_the_first_burst  # and none after that
+    assert now() <= (in_the_first_burst + 20) * 1.25
+
+
+@pytest.mark.virtual_time
+async def test_one_that_is_cancelled_at_the_head_of_the_line_lets_others_go() -> None:
+    """In the very moment in which the next one is woken: it must not spin for ever."""
+    pace = a_pace(rpm=600)
+    pace.refused(4, tokens=1)
+    other = asyncio.create_task(sent(pace, 1))
+    await asyncio.sleep(1)
+    first = asyncio.create_task(pace.take(1, first=True))
+    asyncio.get_running_loop().call_at(5, first.cancel)
+    assert await other == at(5)
+
+
+# What the server says is left
+
+
+@pytest.mark.virtual_time
+async def test_what_others_have_spent_is_known_from_the_answers() -> None:
+    """Somebody else takes half of the rate: nothing is refused after the first news."""
+    limits = {"rpm": 600, "request_burst": 10}
+    server = Server(**limits)
+
+    async def others() -> None:
+        while True:
+            await server.ask("1")
+            await asyncio.sleep(0.25)
+
+    spender = asyncio.create_task(others())
+    async with Team(server.ask, Limits(concurrent=3, **limits)) as team:  # type: ignore[arg-type]
+        async for outcome in team.run(["1"] * 200):
+            assert outcome.answer
+    spender.cancel()
+    assert server.refused <= 3
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("left", [Remaining(requests=0), Remaining(tokens=0)])
+async def test_nothing_left_at_the_server_is_nothing_left_here(left: Remaining) -> None:
+    sent_at = list[float]()
+
+    async def ask(question: str) -> Answer:
+        sent_at.append(now())
+        return Answer("Yes.", 10, 0, left if len(sent_at) == 1 else Remaining())
+
+    limits = Limits(concurrent=1, rpm=60, request_burst=9, tpm=600, token_burst=90)
+    async with Team(ask, limits, estimate=lambda _: 10) as team:
+        async for _ in team.run(["a", "b", "c"]):
+            pass
+    assert sent_at == at(0, 1, 2)
+
+
+@pytest.mark.virtual_time
+async def test_more_left_at_the_server_than_here_changes_nothing() -> None:
+    async def ask(question: str) -> Answer:
+        return Answer("Yes.", remaining=Remaining(1e6, 1e6))
+
+    limits = Limits(concurrent=1, rpm=60, request_burst=1)
+    async with Team(ask, limits) as team:
+        times = [now() async for _ in team.run("abcd")]
+    assert [round(b - a, 6) for a, b in pairwise(times)] == [
+        1.1,
+        1,
+        1,
+    ]  # held back once
+
+
+@pytest.mark.virtual_time
+async def test_news_of_the_limit_count_for_who_waits_already() -> None:
+    """Half of what a large request has waited for is spent by somebody else."""
+    limits = {"tpm": 600, "token_burst": 100}
+    server = Server(**limits)
+
+    async def ask(question: str) -> Answer:
+        answer = await server.ask(question)
+        if question == "1 look":
+            await asyncio.sleep(5)
+            await server.ask("50 of somebody else")
+            answer = Answer("Yes.", 1, 0, server.remaining())
+        return answer
+
+    async with Team(ask, Limits(**limits), estimate=tokens_of) as team:  # type: ignore[arg-type]
+        questions = ["90 a", "1 look", "80 b"]
+        outcomes = [outcome async for outcome in team.run(questions, in_order=True)]
+    assert [outcome.attempts for outcome in outcomes] == [1, 1, 1]
+    assert server.refused == 0
