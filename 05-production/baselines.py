@@ -58,7 +58,7 @@ async def semaphore(
     client: openai.AsyncOpenAI, questions: list[str], limits: Limits
 ) -> int:
     """The same, with no more in flight than the limits say."""
-    slots = asyncio.Semaphore(limits.concurrent)
+    slots = asyncio.Semaphore(limits.concurrency)
 
     async def ask(question: str) -> str:
         async with slots:
@@ -80,7 +80,7 @@ class ByHand:
 
     def __init__(self, client: openai.AsyncOpenAI, limits: Limits) -> None:
         self.client = client.with_options(max_retries=0)
-        self.slots = asyncio.Semaphore(limits.concurrent)
+        self.slots = asyncio.Semaphore(limits.concurrency)
         self.requests = limiter(limits.rpm, limits.request_burst)
         self.tokens = limiter(limits.tpm, limits.token_burst)
         self.rng = Random()
@@ -178,7 +178,7 @@ async def work(way: str) -> None:
         while line := sys.stdin.readline():
             job = json.loads(line)
             limits = Limits(**job["limits"])
-            patient = client.with_options(timeout=limits.attempt)
+            patient = client.with_options(timeout=limits.timeout)
             before, begin, cpu = peak(), time.perf_counter(), time.process_time()
             answered = await WAYS[way](patient, job["questions"], limits)
             seconds = time.perf_counter() - begin

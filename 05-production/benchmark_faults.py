@@ -53,11 +53,11 @@ def settings_of(size: Size, seed: int) -> Settings:
 
 def limits_of(size: Size) -> Limits:
     return Limits(
-        concurrent=50,
+        concurrency=50,
         rpm=60.0 * size.rate,
         request_burst=float(size.burst),
-        attempt=size.timeout,
-        attempts=8,  # of 1,000 questions, some fail four times
+        timeout=size.timeout,
+        tries=8,  # of 1,000 questions, some fail four times
     )
 
 

@@ -50,7 +50,7 @@ async def gather(number: int) -> int:
 async def agents(number: int) -> int:
     """Pulls the next question when a slot is free."""
     answered = 0
-    async with Team(ask, Limits(concurrent=CONCURRENT)) as team:
+    async with Team(ask, Limits(concurrency=CONCURRENT)) as team:
         async for outcome in team.run(questions(number)):
             answered += outcome.answer is not None
     return answered

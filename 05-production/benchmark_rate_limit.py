@@ -56,7 +56,7 @@ def count_requests(size: Size, kids: dict[str, Child], server: LocalServer) -> T
     """All ways under the limit of requests. Gives what `agents` took, and ideal."""
     questions = [f"What is risk number {number}?" for number in range(size.calls)]
     pace = {"rpm": 60.0 * RATE, "request_burst": float(size.burst)}
-    limits = Limits(concurrent=CONCURRENT, **pace)
+    limits = Limits(concurrency=CONCURRENT, **pace)
     settings = Settings(latency=LATENCY, **pace)
     seen = {way: kids[way].ask(questions, limits, server, settings) for way in WAYS}
     ideal = (size.calls - size.burst) / RATE + LATENCY
@@ -68,7 +68,7 @@ def count_tokens(size: Size, kids: dict[str, Child], server: LocalServer) -> Too
     """All ways under the limit of tokens. Gives what `agents` took, and ideal."""
     questions = texts(size.texts)
     pace = {"tpm": 60.0 * size.token_rate, "token_burst": float(size.token_burst)}
-    limits = Limits(concurrent=CONCURRENT, **pace)
+    limits = Limits(concurrency=CONCURRENT, **pace)
     settings = Settings(latency=LATENCY, **pace)
     seen = {way: kids[way].ask(questions, limits, server, settings) for way in WAYS}
     tokens = max(it.stats.tokens_billed for it in seen.values())  # nobody lost any
@@ -90,7 +90,7 @@ def show(head: str, seen: dict[str, Seen], ideal: float) -> None:
 def weigh_cpu(size: Size, kids: dict[str, Child], server: LocalServer) -> float:
     """The CPU of `agents` by that of the bare SDK, where nobody has to wait."""
     pace = {"rpm": 6e7, "request_burst": 1e6, "tpm": 6e9, "token_burst": 1e8}
-    limits = Limits(concurrent=IN_FLIGHT, **pace)
+    limits = Limits(concurrency=IN_FLIGHT, **pace)
     settings = Settings(latency=LATENCY / 2, spread=0, **pace)
     questions = [f"What is risk number {n}?" for n in range(2 * IN_FLIGHT)]
     ways = [way for way in (BARE, *WAYS) if way != "gather"]

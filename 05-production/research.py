@@ -17,9 +17,9 @@ from typing import NamedTuple
 from agents import (
     Ask,
     Failure,
+    FailureKind,
     Journal,
     JournalError,
-    Kind,
     Outcome,
     Team,
     stop_on_signals,
@@ -111,7 +111,7 @@ async def ask_until(
             return await team.ask(prompt, ask)
     except TimeoutError:
         why = "what time is left is the editor's"
-        return Outcome(prompt, failure=Failure(Kind.DEADLINE, why))
+        return Outcome(prompt, failure=Failure(FailureKind.DEADLINE, why))
 
 
 async def merge(report: Report, team: Team) -> Outcome:

@@ -15,7 +15,7 @@ import pytest
 
 from racelab import Ask, Message, Refused, Timeline
 from racelab.fakes import fake_ask
-from racelab.pytest.plugin import Load, RunScript, Stale
+from racelab.pytest.plugin import LoadScript, RunScript, Stale
 
 HERE = Path(__file__).parents[1]
 PAIRS = (
@@ -43,17 +43,19 @@ def test_a_reader_sees_the_race_lose_and_the_fix_hold(
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_twenty_runs_of_twenty_on_a_real_server(pair: str, play: RunScript) -> None:
-    assert [play(f"broken_{pair}.py").status for _ in range(20)] == [1] * 20
-    assert [play(f"fixed_{pair}.py").status for _ in range(20)] == [0] * 20
+def test_twenty_runs_of_twenty_on_a_real_server(
+    pair: str, run_inprocess: RunScript
+) -> None:
+    assert [run_inprocess(f"broken_{pair}.py").status for _ in range(20)] == [1] * 20
+    assert [run_inprocess(f"fixed_{pair}.py").status for _ in range(20)] == [0] * 20
 
 
 def test_the_server_bills_what_the_scripts_say(
-    play: RunScript, session_server: Any
+    run_inprocess: RunScript, session_server: Any
 ) -> None:
-    assert play("broken_double_spend.py").numbers == (6, 2)
+    assert run_inprocess("broken_double_spend.py").numbers == (6, 2)
     assert session_server.stats().answered == 6
-    assert play("fixed_double_spend.py").numbers == (2, 2)
+    assert run_inprocess("fixed_double_spend.py").numbers == (2, 2)
     assert session_server.stats().answered == 2
 
 
@@ -139,27 +141,33 @@ CHECKS: dict[str, Check] = {
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_broken_fails_the_check_in_every_order_tried(pair: str, lesson: Load) -> None:
-    module = lesson(f"broken_{pair}.py")
+def test_broken_fails_the_check_in_every_order_tried(
+    pair: str, load_script: LoadScript
+) -> None:
+    module = load_script(f"broken_{pair}.py")
     assert not any(CHECKS[pair](module, seed) for seed in ORDERS)
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_fixed_holds_in_every_order_tried(pair: str, lesson: Load) -> None:
-    module = lesson(f"fixed_{pair}.py")
+def test_fixed_holds_in_every_order_tried(pair: str, load_script: LoadScript) -> None:
+    module = load_script(f"fixed_{pair}.py")
     assert all(CHECKS[pair](module, seed) for seed in ORDERS)
 
 
-def test_the_timeline_shows_that_all_read_before_anyone_writes(lesson: Load) -> None:
-    module = lesson("broken_agents.py")
+def test_the_timeline_shows_that_all_read_before_anyone_writes(
+    load_script: LoadScript,
+) -> None:
+    module = load_script("broken_agents.py")
     timeline = Timeline(*module.AGENTS)
     asyncio.run(module.run(fake_ask(0), timeline))
     assert {timeline.of(agent)[0] for agent in module.AGENTS} == {"read 0"}
     assert {timeline.of(agent)[1] for agent in module.AGENTS} == {"wrote 1"}
 
 
-async def test_a_failed_call_gives_its_reservation_back(lesson: Load) -> None:
-    module = lesson("fixed_double_spend.py")
+async def test_a_failed_call_gives_its_reservation_back(
+    load_script: LoadScript,
+) -> None:
+    module = load_script("fixed_double_spend.py")
     budget = module.Budget(left=module.BUDGET)
 
     async def fails(question: str) -> str:
@@ -170,8 +178,10 @@ async def test_a_failed_call_gives_its_reservation_back(lesson: Load) -> None:
     assert budget.left == module.BUDGET
 
 
-async def test_a_cancelled_call_gives_its_reservation_back(lesson: Load) -> None:
-    module = lesson("fixed_double_spend.py")
+async def test_a_cancelled_call_gives_its_reservation_back(
+    load_script: LoadScript,
+) -> None:
+    module = load_script("fixed_double_spend.py")
     budget = module.Budget(left=module.BUDGET)
     asked = asyncio.Event()
 
@@ -188,8 +198,12 @@ async def test_a_cancelled_call_gives_its_reservation_back(lesson: Load) -> None
     assert budget.left == module.BUDGET
 
 
-def test_agents_together_are_faster_unless_they_form_a_chain(play: RunScript) -> None:
-    ran = play("benchmark_sequential_vs_parallel.py", speed=1, TEAMS=(8,), REPEATS=1)
+def test_agents_together_are_faster_unless_they_form_a_chain(
+    run_inprocess: RunScript,
+) -> None:
+    ran = run_inprocess(
+        "benchmark_sequential_vs_parallel.py", speed=1, TEAMS=(8,), REPEATS=1
+    )
     assert (ran.status, ran.word) == (0, "RESULT"), ran
     _, eight, chain, _ = ran.out.splitlines()
     speed_up, in_a_chain = (float(row.split()[-2][:-1]) for row in (eight, chain))
@@ -209,18 +223,18 @@ SOLUTIONS = {
 
 @pytest.mark.parametrize("solution", SOLUTIONS)
 def test_a_solution_reaches_the_verdict_of_its_exercise(
-    solution: str, play: RunScript
+    solution: str, run_inprocess: RunScript
 ) -> None:
-    assert play(f"solutions/{solution}.py").last_line == SOLUTIONS[solution]
+    assert run_inprocess(f"solutions/{solution}.py").last_line == SOLUTIONS[solution]
     assert f"`{SOLUTIONS[solution]}`" in (HERE / "README.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize(("kind", "right"), [("broken", False), ("fixed", True)])
 def test_a_signature_may_have_a_capital(
-    kind: str, right: bool, lesson: Load, monkeypatch: pytest.MonkeyPatch
+    kind: str, right: bool, load_script: LoadScript, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Real models sign "Critic", not "critic"."""
-    module = lesson(f"{kind}_wrong_owner.py")
+    module = load_script(f"{kind}_wrong_owner.py")
 
     @asynccontextmanager
     async def open_model() -> AsyncIterator[Ask]:

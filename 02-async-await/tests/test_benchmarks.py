@@ -14,9 +14,9 @@ from xml.etree import ElementTree
 import pytest
 
 from racelab import LocalServer
-from racelab.process import share
+from racelab.process import reuse_server
 from racelab.pytest.chart import INSTALL, WIDTH, Chart, ChartError, chart_file
-from racelab.pytest.plugin import Load, RunScript
+from racelab.pytest.plugin import LoadScript, RunScript
 
 SYNC, TRANSPORTS = "benchmark_sync_vs_async.py", "benchmark_transports.py"
 BOTH = pytest.mark.parametrize("name", [SYNC, TRANSPORTS])
@@ -28,11 +28,11 @@ Shrink = Callable[[str], ModuleType]
 
 
 @pytest.fixture
-def shrunk(lesson: Load, monkeypatch: pytest.MonkeyPatch) -> Shrink:
+def shrunk(load_script: LoadScript, monkeypatch: pytest.MonkeyPatch) -> Shrink:
     """`shrunk(name)` is the benchmark with so little to do that a test can run it."""
 
     def load(name: str) -> ModuleType:
-        module = lesson(name)
+        module = load_script(name)
         for constant, value in SMALL[name].items():
             monkeypatch.setattr(module, constant, value)
         return module
@@ -47,7 +47,7 @@ async def test_a_benchmark_prints_a_table_bars_and_its_ratio_last(
     session_server: LocalServer,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    with share(session_server, speed=10):
+    with reuse_server(session_server, speed=10):
         assert await shrunk(name).main() == 0
     out = capsys.readouterr().out
     bars = re.findall(r"^  \S.*? (#+) [\d.,]+ (?:calls/s|ms)$", out, re.MULTILINE)
@@ -61,7 +61,7 @@ async def test_every_way_makes_the_same_calls(
     shrunk: Shrink, session_server: LocalServer
 ) -> None:
     module = shrunk(SYNC)
-    with share(session_server, speed=10):
+    with reuse_server(session_server, speed=10):
         await module.main()
     warm_up, measured = 2, 1 + 1 + 6
     assert session_server.stats().answered == 4 * (warm_up + measured)
@@ -72,9 +72,9 @@ async def test_every_way_makes_the_same_calls(
     [("one at a time", 1), ("threads", 3), ("asyncio", 3), ("unbounded", 12)],
 )
 async def test_no_more_calls_are_in_flight_than_the_way_says(
-    way: str, most: int, lesson: Load, model_server: LocalServer
+    way: str, most: int, load_script: LoadScript, model_server: LocalServer
 ) -> None:
-    module = lesson(SYNC)
+    module = load_script(SYNC)
     module.IN_FLIGHT = 3
     async with module.open_ways(model_server) as ways:
         await ways[way](12)
@@ -107,7 +107,7 @@ async def test_all_clients_ask_the_same_and_get_the_same_answer(
 async def test_a_wave_is_in_flight_together(
     shrunk: Shrink, session_server: LocalServer
 ) -> None:
-    with share(session_server):
+    with reuse_server(session_server):
         await shrunk(TRANSPORTS).main()
     stats = session_server.stats()
     assert stats.answered == 3 * (1 + 2 * 1 + 1 * 3)
@@ -115,9 +115,9 @@ async def test_a_wave_is_in_flight_together(
 
 
 async def test_the_bare_loop_is_the_floor(
-    lesson: Load, model_server: LocalServer
+    load_script: LoadScript, model_server: LocalServer
 ) -> None:
-    module = lesson(TRANSPORTS)
+    module = load_script(TRANSPORTS)
     module.WAVES = {10: 5}
     async with module.open_clients(model_server) as clients:
         for ask in clients.values():
@@ -148,7 +148,7 @@ async def test_the_svg_shows_every_group_and_name(
 ) -> None:
     pytest.importorskip("matplotlib", reason="an extra: 04-testing[charts]")
     file = tmp_path / "chart.svg"
-    with share(session_server, speed=10):
+    with reuse_server(session_server, speed=10):
         await shrunk(name).main(file)
     assert ElementTree.parse(file).getroot().tag == "{http://www.w3.org/2000/svg}svg"
     svg = file.read_text(encoding="utf-8")  # matplotlib names its texts in comments

@@ -10,7 +10,7 @@ from openai import AsyncOpenAI, Timeout
 
 from racelab import Ask, LocalServer
 from racelab.fakes import fake_ask
-from racelab.pytest.plugin import Load, RunScript
+from racelab.pytest.plugin import LoadScript, RunScript
 
 PAIRS = {
     "blocking_client": ["blocking_client", "blocking_client_to_thread"],
@@ -66,15 +66,20 @@ def test_a_reader_sees_it_break_and_the_fixes_hold(
 
 @leaves_sockets_open
 @pytest.mark.parametrize("pair", PAIRS)
-def test_every_run_breaks(pair: str, play: RunScript) -> None:
-    runs = [play(f"broken_{pair}.py", **FASTER.get(pair, {})) for _ in range(RUNS)]
+def test_every_run_breaks(pair: str, run_inprocess: RunScript) -> None:
+    runs = [
+        run_inprocess(f"broken_{pair}.py", **FASTER.get(pair, {})) for _ in range(RUNS)
+    ]
     assert [run.status for run in runs] == [1] * RUNS, runs
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_every_run_of_a_fix_holds(pair: str, play: RunScript) -> None:
+def test_every_run_of_a_fix_holds(pair: str, run_inprocess: RunScript) -> None:
     for name in PAIRS[pair]:
-        runs = [play(f"fixed_{name}.py", **FASTER.get(pair, {})) for _ in range(RUNS)]
+        runs = [
+            run_inprocess(f"fixed_{name}.py", **FASTER.get(pair, {}))
+            for _ in range(RUNS)
+        ]
         assert [run.status for run in runs] == [0] * RUNS, runs
 
 
@@ -87,16 +92,18 @@ def test_every_run_of_a_fix_holds(pair: str, play: RunScript) -> None:
     ],
 )
 def test_the_sync_client_never_has_two_calls_in_flight_the_fixes_have(
-    script: str, together: bool, play: RunScript, session_server: LocalServer
+    script: str, together: bool, run_inprocess: RunScript, session_server: LocalServer
 ) -> None:
-    play(script, speed=1.0)
+    run_inprocess(script, speed=1.0)
     assert (session_server.stats().largest_in_flight > 1) == together
 
 
 @leaves_sockets_open
-def test_a_client_per_call_opens_a_connection_per_call(play: RunScript) -> None:
-    assert play("broken_client_per_call.py").numbers == (20, 4)
-    opened, at_once = play("fixed_client_per_call.py").numbers
+def test_a_client_per_call_opens_a_connection_per_call(
+    run_inprocess: RunScript,
+) -> None:
+    assert run_inprocess("broken_client_per_call.py").numbers == (20, 4)
+    opened, at_once = run_inprocess("fixed_client_per_call.py").numbers
     assert 1 <= opened <= at_once == 4
 
 
@@ -119,10 +126,10 @@ def test_a_client_per_call_that_is_closed_still_opens_a_connection_per_call(
 @pytest.mark.skipif(sys.platform == "win32", reason="its loop fails before it sends")
 @pytest.mark.parametrize("max_retries", [0, 2])
 def test_a_client_from_a_closed_loop_loses_every_second_answer(
-    max_retries: int, lesson: Load, model_server: LocalServer
+    max_retries: int, load_script: LoadScript, model_server: LocalServer
 ) -> None:
     """Also with the SDK's retries, which are for errors of the transport only."""
-    module = lesson("broken_closed_loop.py")
+    module = load_script("broken_closed_loop.py")
     answers, lost = module.run(new_client(model_server, max_retries))
     assert (list(answers), lost) == (
         ["price", "name", "risks"],
@@ -132,18 +139,18 @@ def test_a_client_from_a_closed_loop_loses_every_second_answer(
 
 
 def test_one_loop_for_all_runs_gets_every_answer_on_one_connection(
-    lesson: Load, model_server: LocalServer
+    load_script: LoadScript, model_server: LocalServer
 ) -> None:
-    module = lesson("fixed_closed_loop.py")
+    module = load_script("fixed_closed_loop.py")
     answers, lost = module.run(new_client(model_server))
     assert (list(answers), lost) == (list(module.TOPICS), {})
     assert opened(model_server) == 1
 
 
 def test_an_unbounded_fanout_says_timeout_for_calls_that_were_never_sent(
-    play: RunScript,
+    run_inprocess: RunScript,
 ) -> None:
-    ran = play("broken_unbounded_fanout.py", speed=1.0)
+    ran = run_inprocess("broken_unbounded_fanout.py", speed=1.0)
     assert ran.numbers == (10, 40)
     assert "Request timed out. (PoolTimeout)     30" in ran.out
 
@@ -153,8 +160,8 @@ def test_a_plain_timeout_is_also_the_wait_for_a_connection() -> None:
     assert AsyncOpenAI(api_key="none").timeout == Timeout(600, connect=5)
 
 
-def test_the_exercise_is_solved_with_workers(play: RunScript) -> None:
-    solved = play("solutions/fanout_workers.py", speed=5.0)
+def test_the_exercise_is_solved_with_workers(run_inprocess: RunScript) -> None:
+    solved = run_inprocess("solutions/fanout_workers.py", speed=5.0)
     assert (solved.status, solved.numbers) == (0, (40, 40)), solved
 
 

@@ -16,9 +16,9 @@ SOLUTIONS = {
 
 @pytest.mark.parametrize("solution", SOLUTIONS)
 def test_a_solution_reaches_the_verdict_of_its_exercise(
-    solution: str, play: RunScript
+    solution: str, run_inprocess: RunScript
 ) -> None:
-    ran = play(f"solutions/{solution}.py", speed=1)
+    ran = run_inprocess(f"solutions/{solution}.py", speed=1)
     assert (ran.status, ran.last_line) == (0, SOLUTIONS[solution])
     assert f"`{SOLUTIONS[solution]}`" in README.read_text("utf-8")
 

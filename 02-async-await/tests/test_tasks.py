@@ -19,8 +19,8 @@ import pytest
 
 from racelab import LocalServer, Settings, Timeline
 from racelab.fakes import fake_ask
-from racelab.process import share
-from racelab.pytest.plugin import Load, RunScript
+from racelab.process import reuse_server
+from racelab.pytest.plugin import LoadScript, RunScript
 
 FIXES = {
     "orphans": ("orphans_all_or_nothing", "orphans_keep_partial"),
@@ -72,27 +72,29 @@ def test_a_reader_sees_the_loss_and_the_fix_hold(
 
 
 @pytest.mark.parametrize("name", PLAYED)
-def test_every_run_on_a_real_server(name: str, play: RunScript) -> None:
+def test_every_run_on_a_real_server(name: str, run_inprocess: RunScript) -> None:
     # What must be stopped in time keeps its full latency.
     speed = 1 if name == "fixed_orphans_all_or_nothing.py" else 10
-    assert [play(name, speed).status for _ in range(RUNS)] == [status(name)] * RUNS
+    assert [run_inprocess(name, speed).status for _ in range(RUNS)] == [
+        status(name)
+    ] * RUNS
 
 
 @pytest.mark.parametrize("name", [n for n in SCRIPTS if "swallowed" in n])
 def test_every_run_with_a_shorter_deadline(
-    name: str, lesson: Load, session_server: LocalServer
+    name: str, load_script: LoadScript, session_server: LocalServer
 ) -> None:
-    module = lesson(name)
+    module = load_script(name)
     vars(module)["DEADLINE"] = 0.05
-    with share(session_server, 10), redirect_stdout(StringIO()):
+    with reuse_server(session_server, 10), redirect_stdout(StringIO()):
         ended = [asyncio.run(module.main()) for _ in range(RUNS)]
     assert ended == [status(name)] * RUNS
 
 
 def test_every_stream_goes_on_without_a_reader(
-    lesson: Load, model_server: LocalServer
+    load_script: LoadScript, model_server: LocalServer
 ) -> None:
-    module = lesson("broken_half_stream.py")
+    module = load_script("broken_half_stream.py")
     for _ in range(RUNS):
         stats = leave_a_stream(module, model_server, chunk_delay=0.003)
         assert stats.chunks_sent == 28
@@ -115,9 +117,13 @@ def leave_a_stream(module: ModuleType, server: LocalServer, chunk_delay: float) 
     [("broken_half_stream.py", 1, 0), ("fixed_half_stream.py", 0, 1)],
 )
 def test_the_server_knows_if_its_reader_has_left(
-    name: str, answered: int, abandoned: int, lesson: Load, model_server: LocalServer
+    name: str,
+    answered: int,
+    abandoned: int,
+    load_script: LoadScript,
+    model_server: LocalServer,
 ) -> None:
-    stats = leave_a_stream(lesson(name), model_server, chunk_delay=0.03)
+    stats = leave_a_stream(load_script(name), model_server, chunk_delay=0.03)
     assert (stats.answered, stats.abandoned) == (answered, abandoned)
 
 
@@ -161,17 +167,19 @@ def kept_and_answered(module: ModuleType, seed: int) -> tuple[int, int]:
     ],
 )
 def test_answers_kept_and_given_in_every_order_tried(
-    name: str, both: tuple[int, int], lesson: Load
+    name: str, both: tuple[int, int], load_script: LoadScript
 ) -> None:
-    module = lesson(name)
+    module = load_script(name)
     assert {kept_and_answered(module, seed) for seed in ORDERS} == {both}
 
 
 @pytest.mark.parametrize(
     "name", ["fixed_orphans_all_or_nothing.py", "fixed_orphans_keep_partial.py"]
 )
-def test_a_bug_is_never_taken_for_an_outcome(name: str, lesson: Load) -> None:
-    module = lesson(name)
+def test_a_bug_is_never_taken_for_an_outcome(
+    name: str, load_script: LoadScript
+) -> None:
+    module = load_script(name)
 
     async def has_a_bug(question: str) -> str:
         raise TypeError(question)
@@ -182,8 +190,10 @@ def test_a_bug_is_never_taken_for_an_outcome(name: str, lesson: Load) -> None:
 
 
 @pytest.mark.parametrize("name", [LOST, "fixed_fire_and_forget.py"])
-def test_records_are_lost_or_kept_in_every_order_tried(name: str, lesson: Load) -> None:
-    module, records = lesson(name), 0 if status(name) else 3
+def test_records_are_lost_or_kept_in_every_order_tried(
+    name: str, load_script: LoadScript
+) -> None:
+    module, records = load_script(name), 0 if status(name) else 3
     for seed in ORDERS[:10]:  # a collection takes its time in a process this large
         timeline = Timeline(*module.AGENTS, "log")
         assert len(asyncio.run(module.run(fake_ask(seed), timeline))) == records
@@ -227,23 +237,23 @@ class Hang:
     ],
 )
 def test_calls_when_the_deadline_is_over_at_once(
-    name: str, calls: int, sees: str, lesson: Load
+    name: str, calls: int, sees: str, load_script: LoadScript
 ) -> None:
-    module, ask = lesson(name), Hang(hangs=2)
+    module, ask = load_script(name), Hang(hangs=2)
     vars(module)["DEADLINE"] = 0
     timeline = Timeline("scout", "boss")
     asyncio.run(module.run(ask, timeline))
     assert (ask.calls, timeline.of("boss")) == (calls, [sees])
 
 
-async def test_the_fixed_loop_still_tries_again(lesson: Load) -> None:
-    module, ask = lesson("fixed_swallowed_cancel.py"), Hang(failures=(1, 2))
+async def test_the_fixed_loop_still_tries_again(load_script: LoadScript) -> None:
+    module, ask = load_script("fixed_swallowed_cancel.py"), Hang(failures=(1, 2))
     assert "yes" in await module.insist("Well?", ask, Timeline("scout"))
     assert ask.calls == module.TRIES
 
 
-async def test_the_last_failure_is_the_callers(lesson: Load) -> None:
-    module, ask = lesson("fixed_swallowed_cancel.py"), Hang(failures=(1, 2, 3))
+async def test_the_last_failure_is_the_callers(load_script: LoadScript) -> None:
+    module, ask = load_script("fixed_swallowed_cancel.py"), Hang(failures=(1, 2, 3))
     with pytest.raises(openai.APIError):
         await module.insist("Well?", ask, Timeline("scout"))
     assert ask.calls == module.TRIES
@@ -255,8 +265,8 @@ def test_the_first_answer_is_the_only_one(script: RunScript) -> None:
 
 
 @pytest.mark.parametrize("seed", ORDERS)
-def test_the_first_answer_stops_all_others(seed: int, lesson: Load) -> None:
-    module = lesson("solutions/first_answer.py")
+def test_the_first_answer_stops_all_others(seed: int, load_script: LoadScript) -> None:
+    module = load_script("solutions/first_answer.py")
     answers: list[str] = []
 
     async def main() -> tuple[int, int]:

@@ -18,7 +18,7 @@ import pytest
 
 from racelab import LocalServer, Timeline
 from racelab.fakes import fake_ask
-from racelab.pytest.plugin import Load, RunScript
+from racelab.pytest.plugin import LoadScript, RunScript
 
 PAIRS = {  # the numbers of the last lines: broken, fixed
     "lost_context": ((0, 4), (4, 4)),
@@ -44,10 +44,10 @@ def test_a_reader_sees_the_loss_and_the_fix_hold(
 
 
 @pytest.mark.parametrize("pair", ["lost_context", "lazy_init"])
-def test_every_run_on_a_real_server(pair: str, play: RunScript) -> None:
+def test_every_run_on_a_real_server(pair: str, run_inprocess: RunScript) -> None:
     for _ in range(5):
-        assert play(f"broken_{pair}.py").numbers == PAIRS[pair][0]
-        assert play(f"fixed_{pair}.py").numbers == PAIRS[pair][1]
+        assert run_inprocess(f"broken_{pair}.py").numbers == PAIRS[pair][0]
+        assert run_inprocess(f"fixed_{pair}.py").numbers == PAIRS[pair][1]
 
 
 # lost_context
@@ -62,7 +62,7 @@ def saved_right(module: ModuleType, seed: int) -> int:
     return sum(run == f"{agent}-1" for agent, run in log)
 
 
-@pytest.mark.usefixtures("often")
+@pytest.mark.usefixtures("switch_intervals")
 @pytest.mark.parametrize(
     ("name", "right"),
     [
@@ -72,9 +72,9 @@ def saved_right(module: ModuleType, seed: int) -> int:
     ],
 )
 def test_saved_under_the_right_run_in_every_order_tried(
-    name: str, right: int, lesson: Load
+    name: str, right: int, load_script: LoadScript
 ) -> None:
-    module = lesson(name)
+    module = load_script(name)
     assert {saved_right(module, seed) for seed in ORDERS} == {right}
 
 
@@ -151,15 +151,17 @@ def kept_and_opened(module: ModuleType, seed: int) -> tuple[int, int]:
     ("name", "both"), [("broken_lazy_init.py", (1, 5)), ("fixed_lazy_init.py", (5, 1))]
 )
 def test_kept_and_opened_in_every_order_tried(
-    name: str, both: tuple[int, int], lesson: Load
+    name: str, both: tuple[int, int], load_script: LoadScript
 ) -> None:
-    module = lesson(name)
+    module = load_script(name)
     assert {kept_and_opened(module, seed) for seed in ORDERS} == {both}
 
 
 @pytest.mark.parametrize("seed", ORDERS)
-def test_a_stored_task_opens_once_in_every_order_tried(seed: int, lesson: Load) -> None:
-    module = lesson("solutions/lazy_init_with_a_task.py")
+def test_a_stored_task_opens_once_in_every_order_tried(
+    seed: int, load_script: LoadScript
+) -> None:
+    module = load_script("solutions/lazy_init_with_a_task.py")
     history, opened = asyncio.run(module.run(fake_ask(seed), Timeline(*module.AGENTS)))
     assert (len(history) - 1, opened) == (5, 1)
 
@@ -187,9 +189,9 @@ class FailsOnce:
     ],
 )
 async def test_how_many_a_failed_opening_fails(
-    name: str, failures: int, briefings: int, lesson: Load
+    name: str, failures: int, briefings: int, load_script: LoadScript
 ) -> None:
-    module, ask = lesson(name), FailsOnce()
+    module, ask = load_script(name), FailsOnce()
     session, timeline = module.Session(), Timeline(*module.AGENTS)
     team = (session.open(agent, ask, timeline) for agent in module.AGENTS)
     opened = await asyncio.gather(*team, return_exceptions=True)
@@ -204,9 +206,9 @@ async def test_how_many_a_failed_opening_fails(
     [("fixed_lazy_init.py", 2), ("solutions/lazy_init_with_a_task.py", 1)],
 )
 async def test_who_is_cancelled_while_it_opens_stops_nobody_else(
-    name: str, briefings: int, lesson: Load
+    name: str, briefings: int, load_script: LoadScript
 ) -> None:
-    module, asked, answer = lesson(name), [], asyncio.Event()
+    module, asked, answer = load_script(name), [], asyncio.Event()
 
     async def ask(question: str) -> str:
         asked.append(question)
@@ -275,18 +277,22 @@ async def charged(module: ModuleType, patch: pytest.MonkeyPatch) -> int:
     ("name", "charges"), [("broken_tool_timeout.py", 2), ("fixed_tool_timeout.py", 1)]
 )
 def test_charges_for_one_order_in_500_of_500_runs(
-    name: str, charges: int, lesson: Load, monkeypatch: pytest.MonkeyPatch, often: range
+    name: str,
+    charges: int,
+    load_script: LoadScript,
+    monkeypatch: pytest.MonkeyPatch,
+    switch_intervals: range,
 ) -> None:
-    module = lesson(name)
+    module = load_script(name)
     with monkeypatch.context() as patch:
-        made = [asyncio.run(charged(module, patch)) for _ in often]
-    assert made == [charges] * len(often)
+        made = [asyncio.run(charged(module, patch)) for _ in switch_intervals]
+    assert made == [charges] * len(switch_intervals)
     names = [thread.name for thread in threading.enumerate()]
     assert not any(name.startswith("asyncio_") for name in names)  # all have ended
 
 
-def test_one_key_is_charged_once_by_eight_threads(lesson: Load) -> None:
-    bank, meet = lesson("fixed_tool_timeout.py").Bank(), threading.Barrier(8)
+def test_one_key_is_charged_once_by_eight_threads(load_script: LoadScript) -> None:
+    bank, meet = load_script("fixed_tool_timeout.py").Bank(), threading.Barrier(8)
 
     def charge(_: int) -> str:
         meet.wait()
@@ -342,14 +348,14 @@ def answers(module: ModuleType, seed: int) -> int:
     return sum(has_advice for _, has_advice, _ in outcomes)
 
 
-@pytest.mark.usefixtures("often")
+@pytest.mark.usefixtures("switch_intervals")
 @pytest.mark.parametrize(
     ("name", "got"), [("broken_bridge.py", 0), ("fixed_bridge.py", 3)]
 )
 def test_answers_that_cross_the_bridge_in_every_order_tried(
-    name: str, got: int, lesson: Load
+    name: str, got: int, load_script: LoadScript
 ) -> None:
-    module = lesson(name)
+    module = load_script(name)
     assert {answers(module, seed) for seed in ORDERS} == {got}
 
 
@@ -357,10 +363,10 @@ def test_answers_that_cross_the_bridge_in_every_order_tried(
     ("name", "got"), [("broken_bridge.py", 0), ("fixed_bridge.py", 3)]
 )
 def test_the_question_is_sent_even_if_nobody_can_have_the_answer(
-    name: str, got: int, play: RunScript, session_server: LocalServer
+    name: str, got: int, run_inprocess: RunScript, session_server: LocalServer
 ) -> None:
     for _ in range(3):
-        assert play(name, speed=3).numbers == (got, 3)
+        assert run_inprocess(name, speed=3).numbers == (got, 3)
         stats = session_server.stats()
         # Three answers for the agents themselves, and then those of the expert.
         assert (stats.received, stats.answered) == (6, 3 + got)

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from racelab import Timeline
-from racelab.pytest.plugin import Load, RunScript
+from racelab.pytest.plugin import LoadScript, RunScript
 
 PAIRS = {"counter": 92, "fake_lock": 5}  # and what its scripts should keep
 SCRIPTS = [f"{kind}_{pair}.py" for pair in PAIRS for kind in ("broken", "fixed")]
@@ -45,42 +45,44 @@ def findings_kept(module: ModuleType) -> int:
 
 
 def test_a_call_within_an_increment_loses_every_time(
-    lesson: Load, often: range
+    load_script: LoadScript, switch_intervals: range
 ) -> None:
-    module = lesson("broken_counter.py")
-    assert {words_counted(module) for _ in often} == {5}
+    module = load_script("broken_counter.py")
+    assert {words_counted(module) for _ in switch_intervals} == {5}
 
 
 def test_a_call_before_a_locked_increment_loses_nothing(
-    lesson: Load, often: range
+    load_script: LoadScript, switch_intervals: range
 ) -> None:
-    module = lesson("fixed_counter.py")
-    assert {words_counted(module) for _ in often[:100]} == {25}
+    module = load_script("fixed_counter.py")
+    assert {words_counted(module) for _ in switch_intervals[:100]} == {25}
 
 
 def test_a_new_lock_for_each_caller_loses_every_time(
-    lesson: Load, often: range
+    load_script: LoadScript, switch_intervals: range
 ) -> None:
-    module = lesson("broken_fake_lock.py")
-    assert {findings_kept(module) for _ in often} == {1}
+    module = load_script("broken_fake_lock.py")
+    assert {findings_kept(module) for _ in switch_intervals} == {1}
 
 
-def test_one_lock_for_all_callers_loses_nothing(lesson: Load, often: range) -> None:
-    module = lesson("fixed_fake_lock.py")
-    assert {findings_kept(module) for _ in often[:100]} == {5}
+def test_one_lock_for_all_callers_loses_nothing(
+    load_script: LoadScript, switch_intervals: range
+) -> None:
+    module = load_script("fixed_fake_lock.py")
+    assert {findings_kept(module) for _ in switch_intervals[:100]} == {5}
 
 
 def test_all_agents_see_an_unused_counter_before_anyone_is_answered(
-    lesson: Load,
+    load_script: LoadScript,
 ) -> None:
-    module = lesson("broken_counter.py")
+    module = load_script("broken_counter.py")
     timeline = Timeline(*module.AGENTS)
     module.run(answer, timeline)
     assert {timeline.of(agent)[0] for agent in module.AGENTS} == {"sees 0"}
 
 
-def test_all_agents_are_inside_a_fake_lock_at_once(lesson: Load) -> None:
-    module = lesson("broken_fake_lock.py")
+def test_all_agents_are_inside_a_fake_lock_at_once(load_script: LoadScript) -> None:
+    module = load_script("broken_fake_lock.py")
     timeline = Timeline(*module.AGENTS)
     module.run(answer, timeline)
     assert [timeline.of(agent) for agent in module.AGENTS] == [["read 0"]] * 5
@@ -93,9 +95,11 @@ class Quiet(Timeline):
         pass
 
 
-@pytest.mark.usefixtures("often")
-def test_32_threads_and_10_000_increments_are_counted_exactly(lesson: Load) -> None:
-    module = lesson("fixed_counter.py")
+@pytest.mark.usefixtures("switch_intervals")
+def test_32_threads_and_10_000_increments_are_counted_exactly(
+    load_script: LoadScript,
+) -> None:
+    module = load_script("fixed_counter.py")
     usage, ready = module.Usage(), Barrier(32)
 
     def work(thread: int) -> None:
@@ -108,9 +112,9 @@ def test_32_threads_and_10_000_increments_are_counted_exactly(lesson: Load) -> N
     assert usage.words == 5 * 10_000
 
 
-@pytest.mark.usefixtures("often")
-def test_32_threads_and_3_200_findings_are_all_kept(lesson: Load) -> None:
-    module = lesson("fixed_fake_lock.py")
+@pytest.mark.usefixtures("switch_intervals")
+def test_32_threads_and_3_200_findings_are_all_kept(load_script: LoadScript) -> None:
+    module = load_script("fixed_fake_lock.py")
     report, ready, alone = module.Report(), Barrier(32), Barrier(1)
 
     def work(thread: int) -> None:
@@ -123,20 +127,22 @@ def test_32_threads_and_3_200_findings_are_all_kept(lesson: Load) -> None:
     assert len(set(report.findings)) == len(report.findings) == 3_200
 
 
-def test_numbers_given_back_need_no_lock(lesson: Load, play: RunScript) -> None:
+def test_numbers_given_back_need_no_lock(
+    load_script: LoadScript, run_inprocess: RunScript
+) -> None:
     solution = "solutions/counter_without_a_lock.py"
-    assert words_counted(lesson(solution)) == 25
-    assert play(solution).last_line == "OK: counted 92 of 92 words"
+    assert words_counted(load_script(solution)) == 25
+    assert run_inprocess(solution).last_line == "OK: counted 92 of 92 words"
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_one_failed_question_is_no_hang(name: str, lesson: Load) -> None:
+def test_one_failed_question_is_no_hang(name: str, load_script: LoadScript) -> None:
     def ask(question: str) -> str:
         if "lawyer" in question:
             raise ConnectionError(question)
         return ANSWER
 
-    module = lesson(name)
+    module = load_script(name)
     with pytest.raises(ConnectionError):
         module.run(ask, Timeline(*module.AGENTS))
 
@@ -155,16 +161,16 @@ def test_one_failed_question_is_no_hang(name: str, lesson: Load) -> None:
     ],
 )
 def test_what_another_thread_can_get_into_halfway(
-    code: str, kept: int, lesson: Load
+    code: str, kept: int, load_script: LoadScript
 ) -> None:
-    module = lesson("whats_atomic.py")
+    module = load_script("whats_atomic.py")
     (operation,) = (each for each in module.OPERATIONS if each.code == code)
     assert [module.halfway(operation) for _ in range(20)] == [kept] * 20
     assert (kept == operation.of) == operation.promised
 
 
-def test_all_that_the_documentation_promises_is_kept(lesson: Load) -> None:
-    module = lesson("whats_atomic.py")
+def test_all_that_the_documentation_promises_is_kept(load_script: LoadScript) -> None:
+    module = load_script("whats_atomic.py")
     kept = module.run()
     promised = [each for each in module.OPERATIONS if each.promised]
     assert len(promised) == 8
@@ -184,9 +190,11 @@ def test_a_reader_sees_what_is_atomic_on_this_python(script: RunScript) -> None:
     assert ran.err.endswith(" the GIL\n")
 
 
-def test_threads_take_turns_as_before_when_the_proof_is_over(lesson: Load) -> None:
+def test_threads_take_turns_as_before_when_the_proof_is_over(
+    load_script: LoadScript,
+) -> None:
     before = sys.getswitchinterval()
-    module = lesson("whats_atomic.py")
+    module = load_script("whats_atomic.py")
     vars(module)["OPERATIONS"] = module.OPERATIONS[:1]
     module.run()
     assert sys.getswitchinterval() == before

@@ -18,7 +18,7 @@ import pytest
 
 from racelab import Timeline, Watchdog, watchdog
 from racelab.fakes import fake_ask
-from racelab.pytest.plugin import Load, RunScript
+from racelab.pytest.plugin import LoadScript, RunScript
 
 HERE = Path(__file__).parents[1]
 PAIRS = {  # the numbers of the last lines: broken, fixed
@@ -103,9 +103,9 @@ def let_go(module: ModuleType, *threads: str) -> Iterator[None]:
                 thread.join(0.001)
 
 
-@pytest.mark.usefixtures("often")
-def test_the_loop_stands_still_in_every_order_tried(lesson: Load) -> None:
-    module = lesson("broken_lock_across_await.py")
+@pytest.mark.usefixtures("switch_intervals")
+def test_the_loop_stands_still_in_every_order_tried(load_script: LoadScript) -> None:
+    module = load_script("broken_lock_across_await.py")
     for seed in ORDERS:
         timeline = Timeline(*module.AGENTS, "dashboard")
         dog = Watchdog(lambda timeline=timeline: str(timeline), patience=0.002)
@@ -117,11 +117,11 @@ def test_the_loop_stands_still_in_every_order_tried(lesson: Load) -> None:
             assert marks == [["holds the lock"], [], [], []]
 
 
-@pytest.mark.usefixtures("often")
+@pytest.mark.usefixtures("switch_intervals")
 def test_a_lock_without_an_await_stops_nobody_in_every_order_tried(
-    lesson: Load,
+    load_script: LoadScript,
 ) -> None:
-    module = lesson("fixed_lock_across_await.py")
+    module = load_script("fixed_lock_across_await.py")
     for seed in ORDERS:
         timeline = Timeline(*module.AGENTS, "dashboard")
         dog = Watchdog(lambda timeline=timeline: str(timeline))
@@ -140,12 +140,12 @@ class BothWait(Watchdog):
 
 
 def test_opposite_orders_stop_both_in_500_of_500_runs(
-    lesson: Load, monkeypatch: pytest.MonkeyPatch, often: range
+    load_script: LoadScript, monkeypatch: pytest.MonkeyPatch, switch_intervals: range
 ) -> None:
     monkeypatch.setattr(watchdog, "PATIENCE", 0)
-    module = lesson("broken_lock_order.py")
+    module = load_script("broken_lock_order.py")
     vars(module)["Watchdog"] = BothWait
-    for _ in often:
+    for _ in switch_intervals:
         timeline = Timeline(*module.AGENTS)
         with let_go(module, *module.AGENTS):
             stuck = module.run(str.upper, timeline)
@@ -155,10 +155,10 @@ def test_opposite_orders_stop_both_in_500_of_500_runs(
 
 
 def test_one_order_lets_both_finish_in_500_of_500_runs(
-    lesson: Load, often: range
+    load_script: LoadScript, switch_intervals: range
 ) -> None:
-    module = lesson("fixed_lock_order.py")
-    for _ in often:
+    module = load_script("fixed_lock_order.py")
+    for _ in switch_intervals:
         assert module.run(str.upper, Timeline(*module.AGENTS)) == []
 
 
@@ -218,12 +218,12 @@ class AllSent(Watchdog):
 
 
 def test_put_by_a_thread_wakes_nobody_in_500_of_500_runs(
-    lesson: Load, monkeypatch: pytest.MonkeyPatch, often: range
+    load_script: LoadScript, monkeypatch: pytest.MonkeyPatch, switch_intervals: range
 ) -> None:
     monkeypatch.setattr(watchdog, "PATIENCE", 0)
-    module = lesson("broken_wrong_loop.py")
+    module = load_script("broken_wrong_loop.py")
     vars(module)["Watchdog"] = AllSent
-    for _ in often:
+    for _ in switch_intervals:
         received, timeline = from_threads(module, monkeypatch)
         assert received == 0
         # They were there: the first thing to wake the loop delivers them.
@@ -231,26 +231,26 @@ def test_put_by_a_thread_wakes_nobody_in_500_of_500_runs(
 
 
 def test_put_by_the_loop_arrives_in_500_of_500_runs(
-    lesson: Load, monkeypatch: pytest.MonkeyPatch, often: range
+    load_script: LoadScript, monkeypatch: pytest.MonkeyPatch, switch_intervals: range
 ) -> None:
-    module = lesson("fixed_wrong_loop.py")
-    for _ in often:
+    module = load_script("fixed_wrong_loop.py")
+    for _ in switch_intervals:
         assert from_threads(module, monkeypatch)[0] == 3
 
 
 def test_an_inbox_for_one_loses_nothing_in_100_of_100_runs(
-    lesson: Load, monkeypatch: pytest.MonkeyPatch
+    load_script: LoadScript, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = lesson("solutions/wrong_loop_with_backpressure.py")
+    module = load_script("solutions/wrong_loop_with_backpressure.py")
     for _ in range(100):
         assert from_threads(module, monkeypatch)[0] == 3
 
 
 def test_asyncio_in_debug_mode_raises_at_once(
-    lesson: Load, monkeypatch: pytest.MonkeyPatch
+    load_script: LoadScript, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONASYNCIODEBUG", "1")
-    module = lesson("broken_wrong_loop.py")
+    module = load_script("broken_wrong_loop.py")
     with pytest.raises(RuntimeError, match="Non-thread-safe operation"):
         from_threads(module, monkeypatch)
 

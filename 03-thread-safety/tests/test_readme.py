@@ -17,8 +17,8 @@ def test_the_readme_shows_what_the_scripts_print(stale: Stale) -> None:
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids="exercise {:.1}".format)
 def test_a_solution_reaches_the_verdict_of_its_exercise(
-    exercise: str, play: RunScript
+    exercise: str, run_inprocess: RunScript
 ) -> None:
     wanted = re.findall(r"`(OK: [^`]+)`", exercise)
     solution = re.findall(r"\[Solution\]\((.+)\)", exercise)
-    assert [play(name).last_line for name in solution] == wanted
+    assert [run_inprocess(name).last_line for name in solution] == wanted

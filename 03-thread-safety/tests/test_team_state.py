@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from racelab import Timeline
-from racelab.pytest.plugin import Load, RunScript
+from racelab.pytest.plugin import LoadScript, RunScript
 
 FIXES = ("lock", "immutable", "queue")
 FIXED = [f"fixed_team_state_{fix}.py" for fix in FIXES]
@@ -35,9 +35,11 @@ def test_a_reader_sees_the_record_lose_and_each_design_keep_it(
             assert fixed.numbers == (4, 4, 0, 3)
 
 
-def test_one_finding_is_left_in_500_of_500_runs(lesson: Load, often: range) -> None:
-    module = lesson("broken_team_state.py")
-    for _ in often:
+def test_one_finding_is_left_in_500_of_500_runs(
+    load_script: LoadScript, switch_intervals: range
+) -> None:
+    module = load_script("broken_team_state.py")
+    for _ in switch_intervals:
         seen = see(module)
         assert len(seen[-1].findings) == 1
         assert [record.status for record in seen[:2]] == ["whole", "torn"]
@@ -45,10 +47,10 @@ def test_one_finding_is_left_in_500_of_500_runs(lesson: Load, often: range) -> N
 
 @pytest.mark.parametrize("fix", FIXED)
 def test_a_design_keeps_all_findings_in_500_of_500_runs(
-    fix: str, lesson: Load, often: range
+    fix: str, load_script: LoadScript, switch_intervals: range
 ) -> None:
-    module = lesson(fix)
-    for _ in often:
+    module = load_script(fix)
+    for _ in switch_intervals:
         seen = see(module)
         assert {agent for agent, _ in seen[-1].findings} == set(module.AGENTS)
         assert {record.status for record in seen} == {"whole"}
@@ -81,9 +83,9 @@ def owned(team: Any, timeline: Timeline) -> Iterator[None]:
 
 @pytest.mark.parametrize("fix", FIXED)
 def test_32_threads_and_10_000_updates_leave_the_record_whole(
-    fix: str, lesson: Load
+    fix: str, load_script: LoadScript
 ) -> None:
-    module = lesson(fix)
+    module = load_script(fix)
     threads, updates = 32, 10_000
     names = [f"agent{number}" for number in range(updates)]
     team, looks = module.Team(), []
@@ -105,9 +107,11 @@ def test_32_threads_and_10_000_updates_leave_the_record_whole(
         assert [a for a, _ in record.findings] == [a for a, _ in record.checks]
 
 
-def test_a_holder_that_fails_leaves_half_a_record_under_a_lock(lesson: Load) -> None:
+def test_a_holder_that_fails_leaves_half_a_record_under_a_lock(
+    load_script: LoadScript,
+) -> None:
     """A lock is given back by `with`; what was half written stays half written."""
-    module = lesson("fixed_team_state_lock.py")
+    module = load_script("fixed_team_state_lock.py")
     team = module.Team()
 
     def fail_halfway() -> None:
@@ -123,9 +127,9 @@ def test_a_holder_that_fails_leaves_half_a_record_under_a_lock(lesson: Load) -> 
 
 
 def test_a_holder_that_fails_leaves_the_last_whole_record_when_it_is_frozen(
-    lesson: Load,
+    load_script: LoadScript,
 ) -> None:
-    module = lesson("fixed_team_state_immutable.py")
+    module = load_script("fixed_team_state_immutable.py")
     team = module.Team()
     module.research("critic", team, str.upper, Timeline("critic"))
     with pytest.raises(TypeError), team.lock:
@@ -135,9 +139,9 @@ def test_a_holder_that_fails_leaves_the_last_whole_record_when_it_is_frozen(
 
 
 def test_an_owner_that_fails_leaves_the_last_whole_record_and_serves_nobody(
-    lesson: Load,
+    load_script: LoadScript,
 ) -> None:
-    module = lesson("fixed_team_state_queue.py")
+    module = load_script("fixed_team_state_queue.py")
     team, failed = module.Team(), []
 
     def own() -> None:
@@ -157,18 +161,18 @@ def test_an_owner_that_fails_leaves_the_last_whole_record_and_serves_nobody(
     assert team.look().status == "whole"
 
 
-def test_a_failed_question_is_no_hang(lesson: Load) -> None:
+def test_a_failed_question_is_no_hang(load_script: LoadScript) -> None:
     def ask(question: str) -> str:
         raise ConnectionError(question)
 
     for name in ["broken_team_state.py", *FIXED]:
-        module = lesson(name)
+        module = load_script(name)
         with pytest.raises(ConnectionError):
             module.run(ask, Timeline(*module.AGENTS, "dashboard"))
 
 
-def test_a_frozen_record_cannot_be_changed_in_place(lesson: Load) -> None:
-    record = lesson("fixed_team_state_immutable.py").Record()
+def test_a_frozen_record_cannot_be_changed_in_place(load_script: LoadScript) -> None:
+    record = load_script("fixed_team_state_immutable.py").Record()
     with pytest.raises(AttributeError):
         record.words = 1
     record.plus("critic", "a finding", "a check")
@@ -185,9 +189,11 @@ def test_waiting_agents_gain_from_threads_and_updates_alone_do_not(
     assert threads >= waiting > 2 * updating  # on any machine
 
 
-@pytest.mark.usefixtures("often")
-def test_a_dashboard_that_waits_for_news_sees_only_whole_records(lesson: Load) -> None:
-    module = lesson("solutions/team_state_with_a_condition.py")
+@pytest.mark.usefixtures("switch_intervals")
+def test_a_dashboard_that_waits_for_news_sees_only_whole_records(
+    load_script: LoadScript,
+) -> None:
+    module = load_script("solutions/team_state_with_a_condition.py")
     for _ in range(50):
         seen = see(module)
         assert len(seen[-1].findings) == len(module.AGENTS)

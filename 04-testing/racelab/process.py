@@ -144,7 +144,7 @@ def local_server(**settings: Any) -> Iterator[LocalServer]:
 
 
 @contextmanager
-def share(server: LocalServer, speed: float = 1.0) -> Iterator[None]:
+def reuse_server(server: LocalServer, speed: float = 1.0) -> Iterator[None]:
     """Inside, `local_server()` resets and gives `server` instead of starting another.
 
     For tests: a script's own `main()` can run hundreds of times on one server, whose

@@ -31,7 +31,7 @@ SCRIPTS = [
 
 
 @pytest.fixture
-def play_real(play: RunScript, monkeypatch: pytest.MonkeyPatch) -> RunScript:
+def play_real(run_inprocess: RunScript, monkeypatch: pytest.MonkeyPatch) -> RunScript:
     """Run a script's `main()` here, with a server that stands for the real API."""
 
     def run(name: str, base_url: str, **changes: str) -> Ran:
@@ -39,7 +39,7 @@ def play_real(play: RunScript, monkeypatch: pytest.MonkeyPatch) -> RunScript:
         environment["OPENAI_BASE_URL"] = base_url
         for variable, value in {**environment, **changes}.items():
             monkeypatch.setenv(variable, value)
-        return play(name)
+        return run_inprocess(name)
 
     return run
 

@@ -14,7 +14,7 @@ import pytest
 
 from racelab import Ask, LocalServer, Timeline
 from racelab.explore import cancel_everywhere, clock, replay
-from racelab.pytest.plugin import Load, Reader, RunScript, Stale
+from racelab.pytest.plugin import LoadScript, Reader, RunScript, Stale
 
 HERE = Path(__file__).parents[1]
 NUMBERS = {  # the first two in the last lines
@@ -50,8 +50,8 @@ def test_a_reader_sees_the_wrong_verdict_and_the_right_one(
 
 
 @pytest.mark.parametrize("name", [n for n in NUMBERS if n != "fixed_stress_test.py"])
-def test_every_run_ends_the_same(name: str, play: RunScript) -> None:
-    runs = [play(name, **CHANGED.get(name, {})) for _ in range(3)]
+def test_every_run_ends_the_same(name: str, run_inprocess: RunScript) -> None:
+    runs = [run_inprocess(name, **CHANGED.get(name, {})) for _ in range(3)]
     assert {ran.status for ran in runs} == {status(name)}
     assert len({ran.last_line for ran in runs}) == 1
 
@@ -60,9 +60,9 @@ def test_every_run_ends_the_same(name: str, play: RunScript) -> None:
 
 
 async def test_the_sleeping_test_fails_right_code_when_an_answer_is_slow(
-    lesson: Load,
+    load_script: LoadScript,
 ) -> None:
-    module = lesson("broken_sleep_test.py")
+    module = load_script("broken_sleep_test.py")
     passed = [await module.a_finding_is_saved(module.model(n)) for n in range(50)]
     slow = [module.fraction_of(0, "slow", n) < 1 / 8 for n in range(50)]
     assert passed == [not is_slow for is_slow in slow]
@@ -71,9 +71,9 @@ async def test_the_sleeping_test_fails_right_code_when_an_answer_is_slow(
 
 
 def test_the_waiting_test_fails_code_that_saves_nothing(
-    lesson: Load, monkeypatch: pytest.MonkeyPatch
+    load_script: LoadScript, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = lesson("fixed_sleep_test.py")
+    module = load_script("fixed_sleep_test.py")
 
     async def forgets(ask: Ask, *report_and_event: object) -> None:
         await ask("What could go wrong?")
@@ -87,25 +87,25 @@ def test_the_waiting_test_fails_code_that_saves_nothing(
 
 
 def test_the_order_that_the_explorer_found_fails_100_times_of_100(
-    lesson: Load,
+    load_script: LoadScript,
 ) -> None:
-    module = lesson("solutions/stress_test_replayed.py")
+    module = load_script("solutions/stress_test_replayed.py")
     for _ in range(100):
         report = replay(module.run, module.SCHEDULE, module.holds, agents=module.AGENTS)
         assert report.kind == "invariant"
 
 
 def test_the_explorer_still_finds_the_order_that_the_solution_replays(
-    lesson: Load, reader: Reader
+    load_script: LoadScript, reader: Reader
 ) -> None:
-    schedule = lesson("solutions/stress_test_replayed.py").SCHEDULE
+    schedule = load_script("solutions/stress_test_replayed.py").SCHEDULE
     assert schedule in reader.output(HERE / "fixed_stress_test.py")
 
 
 def test_the_code_under_stress_is_right_when_nobody_comes_and_goes(
-    lesson: Load,
+    load_script: LoadScript,
 ) -> None:
-    module = lesson("fixed_stress_test.py")
+    module = load_script("fixed_stress_test.py")
     in_turn = "editor#1 editor#2 editor#3 scout#1 critic#1 scout#2 critic#2 editor#4"
     assert replay(module.run, in_turn, module.holds, agents=module.AGENTS).holds
 
@@ -114,8 +114,10 @@ def test_the_code_under_stress_is_right_when_nobody_comes_and_goes(
 
 
 @pytest.mark.parametrize("name", ["broken_slot_leak.py", "fixed_slot_leak.py"])
-def test_the_slot_is_lost_at_the_first_of_three_awaits(name: str, lesson: Load) -> None:
-    module = lesson(name)
+def test_the_slot_is_lost_at_the_first_of_three_awaits(
+    name: str, load_script: LoadScript
+) -> None:
+    module = load_script(name)
     left = []
     for seconds in (0.5, 1.5, 2.5):
         slots = module.Slots()
@@ -135,9 +137,9 @@ def test_the_slot_is_lost_at_the_first_of_three_awaits(name: str, lesson: Load) 
 
 
 def test_cancelling_everywhere_passes_code_that_gives_its_slot_back(
-    lesson: Load,
+    load_script: LoadScript,
 ) -> None:
-    module = lesson("fixed_slot_leak.py")
+    module = load_script("fixed_slot_leak.py")
     slots = module.Slots()
 
     async def tidy(ask: Ask, timeline: Timeline) -> None:
@@ -179,14 +181,16 @@ SOLUTIONS = {
 
 @pytest.mark.parametrize("solution", SOLUTIONS)
 def test_a_solution_reaches_the_verdict_of_its_exercise(
-    solution: str, play: RunScript
+    solution: str, run_inprocess: RunScript
 ) -> None:
-    assert play(f"solutions/{solution}.py").last_line == SOLUTIONS[solution]
+    assert run_inprocess(f"solutions/{solution}.py").last_line == SOLUTIONS[solution]
     assert f"`{SOLUTIONS[solution]}`" in (HERE / "README.md").read_text("utf-8")
 
 
-def test_every_order_says_what_it_has_counted(play: RunScript, lesson: Load) -> None:
-    ran = play("every_order.py", PAIRS=lesson("every_order.py").PAIRS[:3])
+def test_every_order_says_what_it_has_counted(
+    run_inprocess: RunScript, load_script: LoadScript
+) -> None:
+    ran = run_inprocess("every_order.py", PAIRS=load_script("every_order.py").PAIRS[:3])
     assert (ran.status, ran.word) == (0, "RESULT"), ran
     held, played, fixed_held, fixed_played = ran.numbers
     assert held == 0 < played

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from racelab import BadSetting, Fault, ServerError, local_server, open_model
-from racelab.process import LocalServer, share
+from racelab.process import LocalServer, reuse_server
 
 WAIT = 20  # seconds at most, for something that takes none
 
@@ -159,7 +159,10 @@ async def test_a_reset_forgets_the_counts(model_server: LocalServer) -> None:
         ({"rpm": 0}, "rpm=0: must be a number from 1"),
         ({"seed": 1.5}, "seed=1.5: must be a whole number"),
         ({"faults": [{"kind": "fire"}]}, "fault 'fire': must be one of 500, 503"),
-        ({"faults": [{"kind": "500", "often": 1}]}, "'often': must be one of kind"),
+        (
+            {"faults": [{"kind": "500", "switch_intervals": 1}]},
+            "'often': must be one of kind",
+        ),
     ],
 )
 def test_a_bad_setting_is_named_with_what_is_allowed(
@@ -189,7 +192,7 @@ async def test_settings_reach_the_server() -> None:
 def test_inside_share_local_server_is_the_shared_one(
     model_server: LocalServer,
 ) -> None:
-    with share(model_server), local_server(latency=0) as server:
+    with reuse_server(model_server), local_server(latency=0) as server:
         assert server is model_server
 
 

@@ -15,7 +15,7 @@ import pytest
 from planted_bugs import finders
 from planted_bugs.bugs import BUGS
 from racelab.explore import Report, answer_orders, threads
-from racelab.pytest.plugin import Load
+from racelab.pytest.plugin import LoadScript
 
 FAILING = {  # found once; each must fail again, on every Python
     "lost update": "scout#1",
@@ -143,9 +143,11 @@ def test_what_frontrun_says_is_told_as_it_says_it(
 
 
 def test_the_benchmark_tells_runs_proofs_and_who_finds_how_many(
-    lesson: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    load_script: LoadScript,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    module = lesson("benchmark_race_detection.py")
+    module = load_script("benchmark_race_detection.py")
     few = [bug for bug in module.BUGS if bug.name in ("lost update", "rare order")]
     changed = {"BUGS": few, "RUNS": 10, "CHECKS": 2, "find_spec": lambda name: None}
     for name, value in changed.items():

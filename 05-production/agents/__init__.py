@@ -1,6 +1,6 @@
 """Agents that ask a model at the same time: bounded, paced, timed, retried once.
 
-    limits = Limits(concurrent=20, rpm=500, tpm=200_000)
+    limits = Limits(concurrency=20, rpm=500, tpm=200_000)
     async with AsyncOpenAI(http_client=DefaultAioHttpClient()) as client:
         async with Team(openai_ask(client, "gpt-5.4-mini", limits), limits) as team:
             async for outcome in team.run(questions):
@@ -15,21 +15,21 @@ from .journal import Journal, JournalError
 from .limits import Limits
 from .observe import Event, Observer, Summary, all_of, log_to
 from .openai_ask import openai_ask
-from .pace import Pace
+from .rate_limiter import RateLimiter
 from .results import (
     Answer,
     Ask,
     Failure,
-    Kind,
+    FailureKind,
+    InvalidResponse,
     NestingError,
     Outcome,
-    Refused,
+    QuestionFailed,
     Remaining,
+    StatusError,
     TooLarge,
-    Unanswered,
-    Unreadable,
 )
-from .stop import Stop, stop_on_signals
+from .shutdown import Shutdown, stop_on_signals
 from .team import Team
 
 __all__ = [
@@ -37,22 +37,22 @@ __all__ = [
     "Ask",
     "Event",
     "Failure",
+    "FailureKind",
+    "InvalidResponse",
     "Journal",
     "JournalError",
-    "Kind",
     "Limits",
     "NestingError",
     "Observer",
     "Outcome",
-    "Pace",
-    "Refused",
+    "QuestionFailed",
+    "RateLimiter",
     "Remaining",
-    "Stop",
+    "Shutdown",
+    "StatusError",
     "Summary",
     "Team",
     "TooLarge",
-    "Unanswered",
-    "Unreadable",
     "all_of",
     "log_to",
     "openai_ask",

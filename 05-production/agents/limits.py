@@ -13,7 +13,7 @@ class Limits:
     """
 
     # At once
-    concurrent: int = 10  # calls in flight
+    concurrency: int = 10  # calls in flight
     depth: int = 5  # agents that ask agents that ask agents ...
 
     # How fast: the account's limits, requests and tokens per minute; None: unknown
@@ -26,11 +26,11 @@ class Limits:
 
     # How long
     connect: float = 5.0  # until there is a connection
-    attempt: float = 60.0  # until one request is answered
+    timeout: float = 60.0  # until one request is answered
     deadline: float = 3600.0  # until the whole team is done
 
     # How often
-    attempts: int = 4  # tries for a question; those refused with a wait do not count
+    tries: int = 4  # tries for a question; those refused with a wait do not count
     refusals: int = 100  # of one try, each with a wait: then that has failed, too
     backoff: float = 0.5  # at most so long before the second try, then twice as long
     longest_backoff: float = 30.0
@@ -39,14 +39,14 @@ class Limits:
     hedge: float | None = None  # in flight for so long: ask once more, first one counts
 
     def __post_init__(self) -> None:
-        for name in ("concurrent", "depth", "attempts"):
+        for name in ("concurrency", "depth", "tries"):
             self._check(name, whole=True, low=1)
         for name in ("answer_tokens", "refusals", "free_retries"):
             self._check(name, whole=True, low=0)
         for name in ("rpm", "tpm", "request_burst", "token_burst"):
             if getattr(self, name) is not None:
                 self._check(name, low=1)
-        for name in ("connect", "attempt", "deadline", "hedge"):
+        for name in ("connect", "timeout", "deadline", "hedge"):
             if name != "hedge" or self.hedge is not None:
                 self._check(name, low=0.001, most=math.inf)
         for name in ("backoff", "longest_backoff", "retry_share"):

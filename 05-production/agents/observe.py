@@ -17,7 +17,7 @@ class Event:
     kind: str  # one of KINDS
     question: str
     at: float  # seconds, by the loop's clock
-    attempt: int = 0  # requests sent for this question so far
+    requests: int = 0  # requests sent for this question so far
     wait: float = 0.0  # seconds: refused, paused, and until it is retried
     detail: str = ""  # why it was refused, is retried, has failed
     outcome: Outcome | None = None  # answered, failed; None: who asked has given up
@@ -64,7 +64,7 @@ def log_to(logger: logging.Logger) -> Observer:
     def log(event: Event) -> None:
         level = levels.get(event.kind, logging.DEBUG)
         says = "%s after %d requests, waits %.3f s %s"
-        logger.log(level, says, event.kind, event.attempt, event.wait, event.detail)
+        logger.log(level, says, event.kind, event.requests, event.wait, event.detail)
 
     return log
 

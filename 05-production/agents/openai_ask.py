@@ -14,7 +14,7 @@ from typing import Any
 import openai
 
 from .limits import Limits
-from .results import Answer, Ask, Refused, Remaining, Unreadable
+from .results import Answer, Ask, InvalidResponse, Remaining, StatusError
 
 
 def openai_ask(
@@ -28,10 +28,10 @@ def openai_ask(
     """One try at a chat completion; `options` go to the API as they are.
 
     The caller's client is shared and not closed. Its own retries are off here: they
-    are the team's. Raises what `Team` understands: `Refused`, `Unreadable`,
+    are the team's. Raises what `Team` understands: `StatusError`, `InvalidResponse`,
     TimeoutError, ConnectionError. None of them contains the key.
     """
-    timeout = openai.Timeout(number(limits.attempt), connect=number(limits.connect))
+    timeout = openai.Timeout(number(limits.timeout), connect=number(limits.connect))
     once = client.with_options(max_retries=0, timeout=timeout)
     create: Any = once.chat.completions.with_raw_response.create
     before = [{"role": "system", "content": system}] if system else []
@@ -51,7 +51,7 @@ def openai_ask(
 
 
 def read(body: bytes, headers: Mapping[str, str]) -> Answer:
-    """Raises `Unreadable`."""
+    """Raises `InvalidResponse`."""
     try:
         completion = json.loads(body)
         text = completion["choices"][0]["message"]["content"]
@@ -63,7 +63,7 @@ def read(body: bytes, headers: Mapping[str, str]) -> Answer:
         prompt, answer = (n if isinstance(n, int) else None for n in used)
         return Answer(text, prompt, answer, remaining(headers))
     except Exception as error:
-        raise Unreadable(f"not a chat completion: {error}") from None
+        raise InvalidResponse(f"not a chat completion: {error}") from None
 
 
 def understood(error: Exception, key: str) -> Exception:
@@ -88,12 +88,12 @@ def has_timed_out(error: BaseException | None) -> bool:
     return has_timed_out(error.__cause__ or error.__context__)
 
 
-def refused(error: openai.APIStatusError, key: str) -> Refused:
+def refused(error: openai.APIStatusError, key: str) -> StatusError:
     says = error.message.partition(" - ")[2]  # after "Error code: 400"
     if error.status_code == 401:  # it may repeat the end of the key, too
         says = "the key is refused"
     headers = error.response.headers
-    return Refused(
+    return StatusError(
         error.status_code,
         without(key, f"{error.code or ''} {says}".strip()),
         code=error.code,

@@ -38,7 +38,7 @@ def as_answer(answer: Answer | str) -> Answer:
     return Answer(answer) if isinstance(answer, str) else answer
 
 
-class Refused(Exception):
+class StatusError(Exception):
     """The server said no. `retry_after` is seconds, None if it names no time."""
 
     def __init__(
@@ -55,7 +55,7 @@ class Refused(Exception):
         self.retry_after, self.remaining = retry_after, remaining
 
 
-class Unreadable(Exception):
+class InvalidResponse(Exception):
     """There was an answer, but it cannot be read."""
 
 
@@ -67,7 +67,7 @@ class NestingError(Exception):
     """Agents ask agents too deep, or a call to the model asks its own team."""
 
 
-class Kind(StrEnum):
+class FailureKind(StrEnum):
     """Why there is no answer."""
 
     REFUSED = "refused"  # the server said no
@@ -81,7 +81,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    kind: Kind
+    kind: FailureKind
     says: str
     cause: BaseException | None = None
 
@@ -93,20 +93,20 @@ class Outcome:
     question: str
     answer: Answer | None = None
     failure: Failure | None = None
-    attempts: int = 0  # requests sent, refused ones too; 0: the journal had it
+    requests: int = 0  # requests sent, refused ones too; 0: the journal had it
     waited: float = 0.0  # seconds for a slot, its turn and backoff
     in_flight: float = 0.0  # seconds
     tokens: int = 0  # of the answers that arrived
 
     @property
     def text(self) -> str:
-        """The answer's text. Raises `Unanswered`."""
+        """The answer's text. Raises `QuestionFailed`."""
         if self.answer is None:
-            raise Unanswered(self)
+            raise QuestionFailed(self)
         return self.answer.text
 
 
-class Unanswered(Exception):
+class QuestionFailed(Exception):
     """Somebody wanted the text of an outcome that is a failure."""
 
     def __init__(self, outcome: Outcome) -> None:

@@ -3,32 +3,35 @@
 from random import Random
 
 from .limits import Limits
-from .results import Kind, Refused, TooLarge, Unanswered, Unreadable
+from .results import FailureKind, InvalidResponse, QuestionFailed, StatusError, TooLarge
 
 
-def kind_of(error: BaseException) -> Kind:
+def kind_of(error: BaseException) -> FailureKind:
     match error:
-        case Unanswered():
+        case QuestionFailed():
             return error.failure.kind
-        case Refused():
-            return Kind.REFUSED
+        case StatusError():
+            return FailureKind.REFUSED
         case TimeoutError():  # an OSError, too, so it comes first
-            return Kind.TIMED_OUT
+            return FailureKind.TIMED_OUT
         case OSError(filename=None):  # ConnectionError is one; not what a file does
-            return Kind.UNREACHABLE
-        case Unreadable() | TooLarge():
-            return Kind.INVALID
+            return FailureKind.UNREACHABLE
+        case InvalidResponse() | TooLarge():
+            return FailureKind.INVALID
         case _:
-            return Kind.CRASHED
+            return FailureKind.CRASHED
 
 
 def may_pass(error: Exception) -> bool:
     """Whether the same question may be answered on another try."""
-    if isinstance(error, Refused):
+    if isinstance(error, StatusError):
         if error.code == "insufficient_quota":  # a 429 that no wait will cure
             return False
         return error.status in (408, 409, 429) or error.status >= 500
-    return isinstance(error, OSError | Unreadable) and kind_of(error) != Kind.CRASHED
+    return (
+        isinstance(error, OSError | InvalidResponse)
+        and kind_of(error) != FailureKind.CRASHED
+    )
 
 
 def backoff(tries: int, limits: Limits, rng: Random) -> float:

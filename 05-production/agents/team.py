@@ -15,20 +15,20 @@ from random import Random
 from typing import Self
 from weakref import WeakValueDictionary
 
-from .calls import Call, Calls, holding
+from .bounded_map import map_bounded
+from .dispatcher import Call, Calls, holding
 from .journal import Journal, JournalError
 from .limits import Limits
 from .observe import Observer
-from .pace import Pace
-from .pool import work_through
+from .rate_limiter import RateLimiter
 from .results import (
     Answer,
     Ask,
     Failure,
-    Kind,
+    FailureKind,
     NestingError,
     Outcome,
-    Unanswered,
+    QuestionFailed,
     as_answer,
 )
 from .retry import kind_of
@@ -57,7 +57,7 @@ class Team:
         ask: Ask,
         limits: Limits | None = None,
         *,
-        pace: Pace | None = None,
+        rate_limiter: RateLimiter | None = None,
         journal: Journal | None = None,
         observer: Observer | None = None,
         estimate: Callable[[str], float] | None = None,
@@ -65,17 +65,17 @@ class Team:
     ) -> None:
         self.limits = limits = limits or Limits()
         rng = rng or Random()
-        pace = pace or Pace(limits, rng)
-        self._calls = Calls(limits, rng, pace, journal, observer)
+        rate_limiter = rate_limiter or RateLimiter(limits, rng)
+        self._calls = Calls(limits, rng, rate_limiter, journal, observer)
         self._ask, self._journal, self._estimate = ask, journal, estimate
         self._same = WeakValueDictionary[str, asyncio.Lock]()  # question -> its lock
         self._scopes = dict[asyncio.Timeout, None]()  # a set has no order
         self._runs = dict[AsyncGenerator[Outcome, None], None]()
         self._ends: float | None = None  # by the loop's clock
-        self._why, self._draining = Kind.DEADLINE, False
+        self._why, self._draining = FailureKind.DEADLINE, False
 
     async def __aenter__(self) -> Self:
-        self._why, self._draining = Kind.DEADLINE, False
+        self._why, self._draining = FailureKind.DEADLINE, False
         self._ends = asyncio.get_running_loop().time() + self.limits.deadline
         return self
 
@@ -143,8 +143,8 @@ class Team:
                     with suppress(RuntimeError):
                         await nested.aclose()
 
-        workers = 2 * self.limits.concurrent  # as many may wait for their next try
-        run = work_through(self._pull(questions), work, workers, in_order)
+        workers = 2 * self.limits.concurrency  # as many may wait for their next try
+        run = map_bounded(self._pull(questions), work, workers, in_order)
         self._runs[run] = None
         _begun.get([]).append(run)
         try:
@@ -167,13 +167,17 @@ class Team:
     def drain(self, grace: float) -> None:
         """Begin no more questions; in `grace` seconds, cancel those that are left."""
         if not self._draining:
-            self._why, self._draining = Kind.CANCELLED, True
+            self._why, self._draining = FailureKind.CANCELLED, True
             asyncio.get_running_loop().call_later(grace, self.cancel)
 
     def cancel(self) -> None:
         """Whatever is not done fails now, as cancelled."""
         if not self._is_over():
-            self._why, self._draining, self._ends = Kind.CANCELLED, True, self._now()
+            self._why, self._draining, self._ends = (
+                FailureKind.CANCELLED,
+                True,
+                self._now(),
+            )
             for scope in tuple(self._scopes):
                 if not scope.expired():
                     scope.reschedule(self._ends)
@@ -238,7 +242,7 @@ class Team:
             if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
                 raise  # this task is meant; else what it has waited for was cancelled
             kind, says = kind_of(error), str(error) or type(error).__name__
-            if isinstance(error, Unanswered):
+            if isinstance(error, QuestionFailed):
                 says = error.failure.says  # without the kind, which is said already
             if self._is_over():
                 kind, says = self._why, "the team's time was over"

@@ -23,8 +23,8 @@ from random import Random
 from typing import Any
 from uuid import uuid4
 
-from agents import Limits, Pace, Team
-from beyond_one_machine.leases import BATCH, LeasedPace
+from agents import Limits, RateLimiter, Team
+from beyond_one_machine.leases import BATCH, LeasedRateLimiter
 from beyond_one_machine.scale_out_ray import open_cluster
 from racelab import LocalServer, Settings, local_server, result, start, table
 
@@ -33,8 +33,8 @@ RATE, LIMITED_CALLS = 100, 600  # requests a second
 CONCURRENT = 50
 CALLS = 1_000  # without a limit
 TAKES = 2_000
-LIMITED = Limits(rpm=60 * RATE, concurrent=CONCURRENT)
-UNLIMITED = Limits(rpm=1e9, concurrent=CONCURRENT)
+LIMITED = Limits(rpm=60 * RATE, concurrency=CONCURRENT)
+UNLIMITED = Limits(rpm=1e9, concurrency=CONCURRENT)
 SERVER = Settings(latency=0.05)
 Cells = tuple[object, ...]
 
@@ -72,7 +72,7 @@ async def here(server: LocalServer) -> float:
     """Requests a second of this process alone."""
     from cluster import openai_model
 
-    limits = Limits(concurrent=CONCURRENT)
+    limits = Limits(concurrency=CONCURRENT)
     for calls in (20, CALLS):
         server.reset(SERVER)
         questions = (f"question {number}" for number in range(calls))
@@ -86,7 +86,7 @@ async def here(server: LocalServer) -> float:
     return CALLS / seconds(server)
 
 
-async def microseconds(pace: Pace) -> float:
+async def microseconds(pace: RateLimiter) -> float:
     for takes in (100, TAKES):
         begun = time.perf_counter()
         for _ in range(takes):
@@ -104,11 +104,11 @@ async def price() -> tuple[float, float]:
     limiter = limiter.options(name=name, num_cpus=0).remote(UNLIMITED)
     await limiter.counts.remote()
     far = Far(name)
-    async with LeasedPace(UNLIMITED, far, "benchmark") as pace:
+    async with LeasedRateLimiter(UNLIMITED, far, "benchmark") as pace:
         leased = await microseconds(pace)
         await limiter.close.remote()
         await far.last
-    return leased, await microseconds(Pace(UNLIMITED, Random()))
+    return leased, await microseconds(RateLimiter(UNLIMITED, Random()))
 
 
 async def under_a_limit(server: LocalServer) -> list[Cells]:

@@ -28,8 +28,15 @@ from openai import AsyncOpenAI, DefaultAioHttpClient
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from agents import Ask, Journal, JournalError, Limits, Outcome, Team, openai_ask
-from agents.pool import work_through
-from beyond_one_machine.leases import BATCH, Counts, Lease, LeasedPace, Limiter, Report
+from agents.bounded_map import map_bounded
+from beyond_one_machine.leases import (
+    BATCH,
+    Counts,
+    Lease,
+    LeasedRateLimiter,
+    Limiter,
+    Report,
+)
 
 RESTARTS = 10  # of each worker: then the questions that it has are failures
 PATIENCE = 10.0  # seconds, for a journal that a dying worker still holds
@@ -57,7 +64,7 @@ class Row:
     question: str
     answer: str | None = None
     failure: str | None = None
-    attempts: int = 0  # requests sent by the worker that answered
+    requests: int = 0  # requests sent by the worker that answered
     tokens: int = 0
     worker: int = -1  # which one it was
 
@@ -117,8 +124,8 @@ class Worker:
         if job.journals is not None:
             file = job.journals / f"worker-{self._number}.db"
             journal = self._stack.enter_context(await open_journal(file))
-        pace = await enter(LeasedPace(job.limits, self._far, name, job.batch))
-        return await enter(Team(ask, job.limits, pace=pace, journal=journal))
+        pace = await enter(LeasedRateLimiter(job.limits, self._far, name, job.batch))
+        return await enter(Team(ask, job.limits, rate_limiter=pace, journal=journal))
 
     async def close(self) -> None:
         """When the limiter is closed; so nothing waits for it when it ends."""
@@ -147,7 +154,7 @@ def row(number: int, outcome: Outcome, worker: int) -> Row:
         answer = outcome.answer.text
     if outcome.failure is not None:
         failure = f"{outcome.failure.kind}: {outcome.failure.says}"
-    counts = (outcome.attempts, outcome.tokens, worker)
+    counts = (outcome.requests, outcome.tokens, worker)
     return Row(number, outcome.question, answer, failure, *counts)
 
 
@@ -180,7 +187,7 @@ class Crew:
         again = {"max_restarts": -1, "max_task_retries": -1}
         options = {"name": name, "num_cpus": 0, "max_concurrency": 10_000}
         self.limiter = actor.options(**options, **again).remote(job.limits)
-        places = 2 * job.limits.concurrent  # as many may wait for their next try
+        places = 2 * job.limits.concurrency  # as many may wait for their next try
         options = {"num_cpus": job.cpus, "max_concurrency": places + 10}
         again = {"max_restarts": RESTARTS, "max_task_retries": -1}
         actor = ray.remote(Worker).options(
@@ -253,7 +260,7 @@ async def scale_out(
 
     free, pulled = crew.places(workers or crew.job.workers), pull()
     ask = partial(crew.ask, free)
-    run = work_through(pulled, ask, free.qsize(), in_order=False)
+    run = map_bounded(pulled, ask, free.qsize(), in_order=False)
     try:
         async for row in run:
             yield row

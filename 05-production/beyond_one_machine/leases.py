@@ -1,10 +1,10 @@
 """One account's limits for many processes: requests and tokens, leased in batches.
 
-One `Limiter` knows the limits. Each process has a `LeasedPace`, which leases a batch
-of requests and tokens from it, and is the pace of a team:
+One `Limiter` knows the limits. Each process has a `LeasedRateLimiter`, which leases a
+batch of requests and tokens from it, and is the rate limiter of a team:
 
-    async with LeasedPace(limits, limiter, "worker 1") as pace:
-        async with Team(ask, limits, pace=pace) as team:
+    async with LeasedRateLimiter(limits, limiter, "worker 1") as pace:
+        async with Team(ask, limits, rate_limiter=pace) as team:
             ...
 
 `limiter` is a `Limiter` in the same loop, or whatever passes calls on to one: see
@@ -21,8 +21,8 @@ from itertools import islice
 from random import Random
 from typing import Any, Protocol, Self
 
-from agents import Limits, Pace, Remaining, TooLarge
-from agents.pace import HELD_BACK, JITTER, LONGEST_HELD
+from agents import Limits, RateLimiter, Remaining, TooLarge
+from agents.rate_limiter import HELD_BACK, JITTER, LONGEST_HELD
 
 BATCH = 10  # requests of a lease
 SHARE = 0.5  # seconds: a lease is no more than what the limit lets through in these
@@ -301,7 +301,7 @@ class Limiter:
         return max(0, int(min(report.spare, most, requests, rest / each)))
 
 
-class LeasedPace(Pace):
+class LeasedRateLimiter(RateLimiter):
     """A team's pace, of leases. For all calls of one worker; use it as a context."""
 
     def __init__(
@@ -312,7 +312,7 @@ class LeasedPace(Pace):
         batch: int = BATCH,
         rng: Random | None = None,
     ) -> None:
-        # Of `Pace`, only its five methods are kept: each is another one here.
+        # Of `RateLimiter`, only its five methods are kept: each is another one here.
         self._largest = limits.token_burst or limits.tpm  # tokens of one request
         self._rng = rng or Random()
         self._lender, self._worker, self._batch = lender, worker, batch

@@ -6,7 +6,8 @@ Next:  benchmark_scale_out.py, simulate_leases.py
 
 Ray (pip install -r beyond_one_machine/requirements.txt) runs the workers, on this
 machine or, with --address, on a running cluster. See cluster.py for what they do, and
-leases.py for how they share the limit. With no key, the local model server answers, under that limit.
+leases.py for how they share the limit. With no key, the local model server answers,
+under that limit.
 """
 
 import asyncio
@@ -44,7 +45,7 @@ def parsed(arguments: list[str] | None = None) -> Namespace:
     add("--workers", type=int, default=2, help="processes (default: %(default)s)")
     add("--rpm", type=float, default=6000, help="requests a minute, of all together")
     add("--tpm", type=float, help="tokens a minute, of all together")
-    add("--concurrent", type=int, default=20, help="calls in flight in each worker")
+    add("--concurrency", type=int, default=20, help="calls in flight in each worker")
     add("--lease", type=int, default=10, metavar="N", help="requests leased at once")
     add("--deadline", type=float, default=3600, metavar="S", help="seconds for it all")
     add("--journal", type=Path, metavar="DIR", help="each worker records its answers")
@@ -245,7 +246,7 @@ def report(results: Results, stats: Stats | None) -> None:
 
 def main() -> int:
     options = parsed()
-    names = ("concurrent", "rpm", "tpm", "deadline")
+    names = ("concurrency", "rpm", "tpm", "deadline")
     try:
         limits = Limits(**{name: getattr(options, name) for name in names})
     except ValueError as error:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from agents import Limits
-from beyond_one_machine.leases import Lease, LeasedPace, Limiter, Report
+from beyond_one_machine.leases import Lease, LeasedRateLimiter, Limiter, Report
 from racelab import start, table, verdict
 from racelab.explore import clock
 from racelab.server.buckets import Bucket
@@ -89,7 +89,7 @@ async def work(batch: int) -> Run:
     begun = loop.time()
     bucket = Bucket(60 * RATE, RATE, begun)
 
-    async def call(pace: LeasedPace, worker: int) -> None:
+    async def call(pace: LeasedRateLimiter, worker: int) -> None:
         while True:
             await pace.take(0)
             bucket.refill(loop.time())
@@ -99,7 +99,7 @@ async def work(batch: int) -> Run:
             await asyncio.sleep(LATENCY)
 
     async def worker(number: int) -> None:
-        async with LeasedPace(LIMITS, Far(limiter), f"{number}", batch) as pace:
+        async with LeasedRateLimiter(LIMITS, Far(limiter), f"{number}", batch) as pace:
             await asyncio.gather(*(call(pace, number) for _ in range(CALLS)))
 
     _, pending = await asyncio.wait(

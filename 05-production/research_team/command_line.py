@@ -63,7 +63,7 @@ class Options:
 
     question: str
     agents: int
-    concurrent: int
+    concurrency: int
     rpm: int | None
     tpm: int | None
     timeout: float | None
@@ -114,7 +114,9 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     says = "how many smaller questions, each for one agent (default %(default)s)"
     add("--agents", type=partial(whole, 1, 1000), default=8, metavar="N", help=says)
     says = "calls of the model at the same time, at most (default %(default)s)"
-    add("--concurrent", type=partial(whole, 1, 1000), default=4, metavar="N", help=says)
+    add(
+        "--concurrency", type=partial(whole, 1, 1000), default=4, metavar="N", help=says
+    )
     says = "requests a minute, your account's limit (default 500; local server: 480)"
     add("--rpm", type=partial(whole, 1, 1_000_000), metavar="N", help=says)
     says = "tokens a minute, the same (default 200000; local server: 60000)"

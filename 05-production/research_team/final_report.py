@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from agents import Failure, Kind, Outcome, Refused, Stop
+from agents import Failure, FailureKind, Outcome, Shutdown, StatusError
 from agents.retry import may_pass
 from racelab import ReaderError, Stats, table, verdict
 from research_team.command_line import Options
@@ -74,7 +74,7 @@ class Run:
     board: Board
     seconds: float
     seen: Stats | None  # by the local server
-    stop: Stop
+    stop: Shutdown
 
     @property
     def stopped(self) -> str | None:
@@ -125,7 +125,9 @@ def limits_table(run: Run) -> str:
         ("tokens", limits.tpm, run.allowed(limits.tpm), board.tokens),
     ]
     cells = [(name, *(f"{number:,}" for number in row)) for name, *row in rows]
-    return table(head, *cells, ("at once", "", limits.concurrent, board.most_in_flight))
+    return table(
+        head, *cells, ("at once", "", limits.concurrency, board.most_in_flight)
+    )
 
 
 def counts(run: Run) -> list[str]:
@@ -174,7 +176,7 @@ def counts_as_json(run: Run) -> dict[str, Any]:
         "allowed": {
             "requests": run.allowed(limits.rpm),
             "tokens": run.allowed(limits.tpm),
-            "in_flight": limits.concurrent,
+            "in_flight": limits.concurrency,
         },
         "used": {
             "requests": board["sent"],
@@ -194,8 +196,8 @@ def check_setup(report: Report, model: Model) -> None:
     if failure is None:
         return
     cause = failure.cause
-    is_refused = isinstance(cause, Refused) and not may_pass(cause)
-    if is_refused or failure.kind is Kind.UNREACHABLE:
+    is_refused = isinstance(cause, StatusError) and not may_pass(cause)
+    if is_refused or failure.kind is FailureKind.UNREACHABLE:
         says, host = " ".join(failure.says.split()), model.endpoint.host
         hint = "check OPENAI_API_KEY, OPENAI_BASE_URL and OPENAI_MODEL"
         raise ReaderError(f"{host}: {shown(says)[:300]}: {hint}") from cause

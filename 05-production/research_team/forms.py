@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from agents import Answer, Ask, Unreadable
+from agents import Answer, Ask, InvalidResponse
 
 
 def plan_form(questions: int) -> dict[str, Any]:
@@ -43,22 +43,22 @@ def readable(ask: Ask, read: Callable[[str], object]) -> Ask:
 
 
 def questions_in(text: str) -> list[str]:
-    """The questions of a plan, each once. Raises `Unreadable` if there are none."""
+    """The questions of a plan, each once. Raises `InvalidResponse` if it has none."""
     listed = part_of(text, "questions")
     if not isinstance(listed, list):
-        raise Unreadable("a plan without a list of questions")
+        raise InvalidResponse("a plan without a list of questions")
     # Of several lines, the last one: the local server repeats the whole prompt.
     lines = [item.strip().rpartition("\n")[2] for item in listed if is_text(item)]
     if not lines:
-        raise Unreadable("a plan without questions")
+        raise InvalidResponse("a plan without questions")
     return list(dict.fromkeys(" ".join(line.split()) for line in lines))
 
 
 def is_sound(text: str) -> bool:
-    """What a check says. Raises `Unreadable`."""
+    """What a check says. Raises `InvalidResponse`."""
     sound = part_of(text, "sound")
     if not isinstance(sound, bool):
-        raise Unreadable("a check that does not say whether the answer is sound")
+        raise InvalidResponse("a check that does not say whether the answer is sound")
     return sound
 
 
@@ -67,7 +67,7 @@ def part_of(text: str, name: str) -> object:
     try:
         value = json.loads(text[text.find("{") : text.rfind("}") + 1])
     except (ValueError, RecursionError) as error:
-        raise Unreadable(f"not JSON: {error}") from None
+        raise InvalidResponse(f"not JSON: {error}") from None
     return value.get(name) if isinstance(value, dict) else None
 
 

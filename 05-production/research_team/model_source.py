@@ -71,14 +71,14 @@ def described(endpoint: Endpoint) -> str:
 def limits_of(options: Options, is_local: bool) -> Limits:
     timeout = options.timeout or (1.5 if is_local else 60)
     return Limits(
-        concurrent=options.concurrent,
+        concurrency=options.concurrency,
         rpm=options.rpm or (480 if is_local else 500),
         tpm=options.tpm or (60_000 if is_local else 200_000),
         answer_tokens=100 if is_local else 500,
-        attempt=timeout,
+        timeout=timeout,
         connect=min(5, timeout),
         deadline=options.deadline,
-        attempts=6,
+        tries=6,
     )
 
 

@@ -33,7 +33,7 @@ class Board(Summary):
 
     def __call__(self, event: Event) -> None:
         super().__call__(event)
-        self.known += event.kind == "answered" and event.attempt == 0
+        self.known += event.kind == "answered" and event.requests == 0
         if event.kind in ("refused", "retried", "failed"):
             self.news = f"{event.kind}: {event.detail}".rstrip(": ")
 

@@ -15,7 +15,7 @@ from openai import AsyncOpenAI, DefaultAioHttpClient
 
 from agents import Event, Journal, Limits, Team, openai_ask
 
-LIMITS = Limits(concurrent=8, attempts=1)
+LIMITS = Limits(concurrency=8, tries=1)
 
 
 async def run(base_url: str, journal_file: str, count: int, pipe: int) -> bool:

@@ -22,15 +22,15 @@ from typing import Any, NamedTuple
 from agents import (
     Answer,
     Event,
+    InvalidResponse,
     Journal,
     Limits,
     Outcome,
-    Refused,
+    QuestionFailed,
     Remaining,
+    StatusError,
     Summary,
     Team,
-    Unanswered,
-    Unreadable,
     all_of,
 )
 from racelab.explore.clock import VirtualLoop
@@ -114,7 +114,7 @@ class Plan:
             return need * r.uniform(0.3, 1)
         if self.estimate == "over":
             held_back = min(self.token_burst / 10, (self.tpm or 0) / 240)
-            return need + r.random() * held_back / (self.limits.concurrent + 1)
+            return need + r.random() * held_back / (self.limits.concurrency + 1)
         return need
 
     @property
@@ -182,14 +182,14 @@ def draw(seed: int) -> Plan:
     return Plan(
         seed=seed,
         limits=Limits(
-            concurrent=r.choice((1, 1, 2, 3, 5, 8)),
+            concurrency=r.choice((1, 1, 2, 3, 5, 8)),
             rpm=rpm if is_told else None,
             tpm=tpm if is_told else None,
             request_burst=request_burst if knows_bursts else None,
             token_burst=token_burst if knows_bursts else None,
-            attempt=r.choice((0.7, 2.0, 10.0, 60.0)),
+            timeout=r.choice((0.7, 2.0, 10.0, 60.0)),
             deadline=deadline,
-            attempts=r.choice((1, 2, 4, 8)),
+            tries=r.choice((1, 2, 4, 8)),
             refusals=r.choice((0, 1, 5, 100)),
             backoff=r.choice((0.0, 0.5, 2.0)),
             longest_backoff=r.choice((1.0, 30.0)),
@@ -354,7 +354,7 @@ class Server:
         if charge and self.requests is not None:
             self.refill(now())
             self.requests.take(1)  # a refused request counts
-        error = Refused(429, "slow down", retry_after=wait)
+        error = StatusError(429, "slow down", retry_after=wait)
         error.kind = f"429 wait {wait}"  # type: ignore[attr-defined]
         raise error
 
@@ -366,13 +366,15 @@ def fault(kind: str, r: Random, remaining: Remaining) -> Exception:
         case "reset":
             error = ConnectionResetError("reset")
         case "unreadable":
-            error = Unreadable("half an answer")
+            error = InvalidResponse("half an answer")
         case "crash":
             error = ZeroDivisionError("a bug in the ask")
         case "quota":
-            error = Refused(429, "pay", code="insufficient_quota", retry_after=wait)
+            error = StatusError(429, "pay", code="insufficient_quota", retry_after=wait)
         case status:
-            error = Refused(int(status), "no", retry_after=wait, remaining=remaining)
+            error = StatusError(
+                int(status), "no", retry_after=wait, remaining=remaining
+            )
     vars(error)["kind"] = kind if wait is None else f"{kind} {wait}"
     return error
 
@@ -426,7 +428,7 @@ class Ran:
 
 def left_behind(team: Team, tasks: int = 1) -> list[str]:
     """What is still taken, waited for, or running: nothing, after the end."""
-    found = list(_held(team, "team", team.limits.concurrent))
+    found = list(_held(team, "team", team.limits.concurrency))
     others = len(asyncio.all_tasks()) - tasks
     return found + [f"{others} tasks"] * bool(others)
 
@@ -587,7 +589,7 @@ class Life:
 
     def got(self, outcome: Outcome) -> None:
         how = str(outcome.failure.kind) if outcome.failure else "ok"
-        counts = (outcome.attempts, outcome.waited, outcome.in_flight, outcome.tokens)
+        counts = (outcome.requests, outcome.waited, outcome.in_flight, outcome.tokens)
         self.note("got", outcome.question, (how, *counts))
 
     # Where the questions come from
@@ -697,7 +699,7 @@ class Life:
         async def one(question: str) -> str:
             outcome = await team.ask(question)
             self.keep(part, outcome)
-            return outcome.text  # raises Unanswered
+            return outcome.text  # raises QuestionFailed
 
         if style == "one by one":
             texts = [await one(question) for question in questions]
@@ -712,7 +714,7 @@ class Life:
             found = await asyncio.gather(*map(one, questions), return_exceptions=True)
             texts = [text for text in found if isinstance(text, str)]
             for error in found:
-                assert isinstance(error, str | Unanswered), error
+                assert isinstance(error, str | QuestionFailed), error
         else:
             await one(questions[0])
             raise ZeroDivisionError("a bug in the agent")

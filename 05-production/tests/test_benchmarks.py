@@ -11,7 +11,7 @@ from openai import AsyncOpenAI
 import baselines
 from agents import Limits
 from racelab import Fault, LocalServer, ReaderError, Settings, Stats
-from racelab.pytest.plugin import Load, Ran, RunScript
+from racelab.pytest.plugin import LoadScript, Ran, RunScript
 
 RATE, FAULTS, MEMORY = (
     f"benchmark_{thing}.py" for thing in ("rate_limit", "faults", "memory")
@@ -27,11 +27,11 @@ def cells(ran: Ran, way: str) -> list[str]:
 
 
 def test_under_a_limit_agents_are_never_refused_and_gather_is(
-    play: RunScript, lesson: Load
+    run_inprocess: RunScript, load_script: LoadScript
 ) -> None:
     # So few at once, so slowly then, that a busy machine does not matter.
-    small = lesson(RATE).Size(12, 8, 5, 25_000, 10_000, 1)
-    ran = play(RATE, WAYS=TWO, SHORT=small, RATE=4, IN_FLIGHT=2)
+    small = load_script(RATE).Size(12, 8, 5, 25_000, 10_000, 1)
+    ran = run_inprocess(RATE, WAYS=TWO, SHORT=small, RATE=4, IN_FLIGHT=2)
     _, refused, lost, *_ = cells(ran, "agents")
     assert (refused, lost) == ("0x", "0.0%")
     _, refused, lost, *_ = cells(ran, "gather")
@@ -42,7 +42,7 @@ def test_under_a_limit_agents_are_never_refused_and_gather_is(
 
 
 def test_faults_lose_nothing_and_nothing_is_paid_again(
-    play: RunScript, lesson: Load
+    run_inprocess: RunScript, load_script: LoadScript
 ) -> None:
     def struck(size: object, seed: int) -> Settings:
         kinds = ("malformed", "reset", "500", "hang", "malformed")
@@ -51,8 +51,8 @@ def test_faults_lose_nothing_and_nothing_is_paid_again(
             faults=tuple(Fault(kind, calls=(n,)) for n, kind in enumerate(kinds, 1)),
         )
 
-    small = lesson(FAULTS).Size(20, 1000, 1000, 0.5, (0,))
-    ran = play(FAULTS, WAYS=TWO, SHORT=small, settings_of=struck, HEDGE=0.1)
+    small = load_script(FAULTS).Size(20, 1000, 1000, 0.5, (0,))
+    ran = run_inprocess(FAULTS, WAYS=TWO, SHORT=small, settings_of=struck, HEDGE=0.1)
     assert cells(ran, "agents")[1:4] == ["0x", "0.0%", "0x"]
     assert cells(ran, "agents, hedged")[1:3] == ["0x", "0.0%"]
     assert cells(ran, "gather")[1:4] == [
@@ -63,38 +63,42 @@ def test_faults_lose_nothing_and_nothing_is_paid_again(
     assert "lose 0.0%, pay again for 0x answers" in ran.last_line
 
 
-def test_the_bound_without_faults_is_the_ideal(lesson: Load) -> None:
-    module, size, settings = bound_of(lesson)
+def test_the_bound_without_faults_is_the_ideal(load_script: LoadScript) -> None:
+    module, size, settings = bound_of(load_script)
     assert module.bound(size, settings) == pytest.approx((40 - 10) / 100 + 0.1)
 
 
-def test_the_bound_waits_for_the_last_call_that_hangs(lesson: Load) -> None:
-    module, size, settings = bound_of(lesson, Fault("hang", calls=(40,)))
+def test_the_bound_waits_for_the_last_call_that_hangs(load_script: LoadScript) -> None:
+    module, size, settings = bound_of(load_script, Fault("hang", calls=(40,)))
     ends = (40 - 10) / 100 + 2 + 0.1  # sent as the last one, given up, answered
     assert module.bound(size, settings) == pytest.approx(ends)
 
 
-def test_in_the_bound_a_503_waits_as_long_as_it_is_told(lesson: Load) -> None:
-    module, size, settings = bound_of(lesson, Fault("503", calls=(40, 41)))
+def test_in_the_bound_a_503_waits_as_long_as_it_is_told(
+    load_script: LoadScript,
+) -> None:
+    module, size, settings = bound_of(load_script, Fault("503", calls=(40, 41)))
     ends = (40 - 10) / 100 + 2 * 1 + 0.1
     assert module.bound(size, settings) == pytest.approx(ends)
 
 
-def test_in_the_bound_what_has_failed_early_costs_one_request(lesson: Load) -> None:
-    module, size, settings = bound_of(lesson, Fault("500", calls=(1, 2, 3)))
+def test_in_the_bound_what_has_failed_early_costs_one_request(
+    load_script: LoadScript,
+) -> None:
+    module, size, settings = bound_of(load_script, Fault("500", calls=(1, 2, 3)))
     assert module.bound(size, settings) == pytest.approx((43 - 10) / 100 + 0.1)
 
 
-def bound_of(load: Load, *faults: Fault) -> tuple[ModuleType, object, Settings]:
+def bound_of(load: LoadScript, *faults: Fault) -> tuple[ModuleType, object, Settings]:
     module = load(FAULTS)
     size = module.Size(40, 100, 10, 2.0, (0,))
     return module, size, replace(module.settings_of(size, 0), faults=faults)
 
 
 def test_queued_questions_take_memory_with_gather_and_none_with_agents(
-    play: RunScript, lesson: Load
+    run_inprocess: RunScript, load_script: LoadScript
 ) -> None:
-    module = lesson(MEMORY)
+    module = load_script(MEMORY)
     held = {
         way: [module.peak(module.WAYS[way], number) for number in (100, 100, 1000)][1:]
         for way in module.WAYS
@@ -103,23 +107,25 @@ def test_queued_questions_take_memory_with_gather_and_none_with_agents(
     assert many > 5 * few
     few, many = held["agents"]
     assert many < 1.2 * few
-    ran = play(MEMORY, SHORT=(20, 40))
+    ran = run_inprocess(MEMORY, SHORT=(20, 40))
     assert ran.last_line.startswith("RESULT: 40 questions take ")
 
 
-def test_a_lost_question_is_an_error_of_the_memory_benchmark(lesson: Load) -> None:
+def test_a_lost_question_is_an_error_of_the_memory_benchmark(
+    load_script: LoadScript,
+) -> None:
     async def answers_none(number: int) -> int:
         return 0
 
     with pytest.raises(AssertionError):
-        lesson(MEMORY).peak(answers_none, 1)
+        load_script(MEMORY).peak(answers_none, 1)
 
 
 @pytest.mark.parametrize("way", baselines.WAYS)
 async def test_each_way_counts_what_it_has_got(
     way: str, model_server: LocalServer
 ) -> None:
-    limits = Limits(concurrent=3, rpm=600, request_burst=20)
+    limits = Limits(concurrency=3, rpm=600, request_burst=20)
     async with client_of(model_server) as client:
         assert await baselines.WAYS[way](client, ["a", "b", "c", "d"], limits) == 4
     stats = model_server.stats()
@@ -134,7 +140,7 @@ async def test_by_hand_all_that_may_pass_is_tried_again(
     kinds = ("500", "503", "reset", "malformed", "hang", "429")
     faults = [Fault(kind, calls=(n,), retry_after=0) for n, kind in enumerate(kinds, 1)]
     model_server.reset(Settings(latency=0, faults=tuple(faults)))
-    limits = Limits(concurrent=3, attempt=0.2, tpm=6e6, token_burst=1e5)
+    limits = Limits(concurrency=3, timeout=0.2, tpm=6e6, token_burst=1e5)
     questions = [f"{n}?" for n in range(12)]
     async with client_of(model_server, timeout=0.2) as client:
         assert await baselines.by_hand(client, questions, limits) == 12
@@ -207,8 +213,10 @@ def test_a_wrong_command_line_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
         baselines.wants_full("")
 
 
-def test_the_texts_are_very_different_and_the_same_on_every_run(lesson: Load) -> None:
-    module = lesson(RATE)
+def test_the_texts_are_very_different_and_the_same_on_every_run(
+    load_script: LoadScript,
+) -> None:
+    module = load_script(RATE)
     texts = module.texts(module.SHORT.texts)
     assert texts == module.texts(module.SHORT.texts)
     assert len(set(texts)) == module.SHORT.texts

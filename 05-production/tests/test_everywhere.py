@@ -8,13 +8,13 @@ from collections.abc import Callable
 import pytest
 from simulation import left_behind
 
-from agents import Answer, Ask, Kind, Limits, Outcome, Summary, Team
+from agents import Answer, Ask, FailureKind, Limits, Outcome, Summary, Team
 from racelab.explore import cancel_everywhere, explore, fail_everywhere
 from racelab.explore.fault_injection import Injected
 from racelab.explore.search import random_orders
 
 QUESTIONS = ["one", "two", "three"]
-LIMITS = Limits(concurrent=2, attempts=2, backoff=0.1, free_retries=5, retry_share=0)
+LIMITS = Limits(concurrency=2, tries=2, backoff=0.1, free_retries=5, retry_share=0)
 
 
 class Lab:
@@ -86,15 +86,15 @@ class Nested(Lab):
             self.outcomes.append(outcome)
 
 
-HEDGED = Limits(concurrent=2, hedge=1, attempts=2, backoff=0.1)
+HEDGED = Limits(concurrency=2, hedge=1, tries=2, backoff=0.1)
 PACED = Limits(
-    concurrent=2, rpm=600, request_burst=1, tpm=6000, token_burst=20, answer_tokens=10
+    concurrency=2, rpm=600, request_burst=1, tpm=6000, token_burst=20, answer_tokens=10
 )
 LABS: dict[str, Callable[[], Lab]] = {
     "plain": Lab,
     "in order": InOrder,
     "agents": Nested,
-    "agents, one slot": lambda: Nested(Limits(concurrent=1, attempts=2)),
+    "agents, one slot": lambda: Nested(Limits(concurrency=1, tries=2)),
     "hedged": lambda: Lab(HEDGED),
     "paced": lambda: Lab(PACED),
 }
@@ -125,7 +125,7 @@ def test_what_is_not_retried_costs_one_answer_at_most(lab: Callable[[], Lab]) ->
     report = fail_everywhere(here, here.all_have_ended, error=ZeroDivisionError)
     assert report.holds, report
     kinds = [outcome.failure.kind for outcome in here.outcomes if outcome.failure]
-    assert kinds == [Kind.CRASHED]
+    assert kinds == [FailureKind.CRASHED]
 
 
 @pytest.mark.parametrize("lab", [Lab, InOrder, Nested])
@@ -151,7 +151,7 @@ def test_many_orders_of_answers_and_timeouts_end_all(lab: Callable[[], Lab]) -> 
 
 def test_a_retry_may_come_before_or_after_any_answer() -> None:
     limits = Limits(
-        concurrent=2, attempts=2, backoff=0.1, attempt=math.inf, deadline=math.inf
+        concurrency=2, tries=2, backoff=0.1, timeout=math.inf, deadline=math.inf
     )
     here = Lab(limits)
 

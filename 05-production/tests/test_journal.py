@@ -50,9 +50,9 @@ def counting(asked: Counter[str], length: int = 0) -> Ask:
     return ask
 
 
-async def run(ask: Ask, path: Path, *questions: str, attempts: int = 1) -> list[str]:
+async def run(ask: Ask, path: Path, *questions: str, tries: int = 1) -> list[str]:
     """The answers' texts, or the kinds of failure."""
-    limits = Limits(attempts=attempts, attempt=10)
+    limits = Limits(tries=tries, timeout=10)
     with Journal(path) as journal:
         async with Team(ask, limits, journal=journal) as team:
             ends = [end async for end in team.run(questions, in_order=True)]
@@ -77,7 +77,7 @@ async def test_an_answer_comes_back_with_its_tokens_and_no_attempts(
         async with Team(counting(Counter()), journal=journal) as team:
             known = await team.ask("a")
     assert known.answer == Answer("On a", 3, 5)
-    assert (known.attempts, known.tokens) == (0, 0)
+    assert (known.requests, known.tokens) == (0, 0)
 
 
 @pytest.mark.virtual_time
@@ -102,7 +102,7 @@ async def test_each_request_is_a_row_with_how_it_ended(tmp_path: Path) -> None:
         await asyncio.sleep(100)
         return "Too late."
 
-    assert await run(fails, path, "a", attempts=5) == ["crashed"]
+    assert await run(fails, path, "a", tries=5) == ["crashed"]
     assert await run(hangs, path, "a") == ["timed out"]
     assert await run(counting(Counter()), path, "a") == ["On a"]
     assert rows(path) == [

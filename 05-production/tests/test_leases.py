@@ -9,14 +9,21 @@ from typing import Any
 
 import pytest
 
-from agents import Answer, Limits, Refused, Remaining, Team, TooLarge
+from agents import Answer, Limits, Remaining, StatusError, Team, TooLarge
 from beyond_one_machine import simulate_leases
-from beyond_one_machine.leases import EXPIRY, MARGIN, Lease, LeasedPace, Limiter, Report
+from beyond_one_machine.leases import (
+    EXPIRY,
+    MARGIN,
+    Lease,
+    LeasedRateLimiter,
+    Limiter,
+    Report,
+)
 from racelab.server.buckets import Bucket
 
 pytestmark = pytest.mark.virtual_time
 RATE = 20  # requests a second, of all workers
-LIMITS = Limits(rpm=60 * RATE, request_burst=RATE, concurrent=30, deadline=1e6)
+LIMITS = Limits(rpm=60 * RATE, request_burst=RATE, concurrency=30, deadline=1e6)
 
 
 def now() -> float:
@@ -45,7 +52,7 @@ class Account:
         if any(waits) or now() < self.storm_until:
             self.refused.append(now())
             wait = max(self.storm_until - now(), *waits)
-            raise Refused(429, "slow down", retry_after=wait)
+            raise StatusError(429, "slow down", retry_after=wait)
         for kind, bucket in self.buckets.items():
             bucket.take(costs[kind])
 
@@ -112,11 +119,11 @@ class Far:
 
 @asynccontextmanager
 async def team(far: Far, account: Account, worker: str, tokens: float = 0, **more: Any):
-    pace = LeasedPace(far.limits, far, worker, rng=Random(1), **more)
+    pace = LeasedRateLimiter(far.limits, far, worker, rng=Random(1), **more)
     ask = account.ask_of(worker, tokens)
     async with (
         pace,
-        Team(ask, far.limits, pace=pace, estimate=lambda _: tokens) as team,
+        Team(ask, far.limits, rate_limiter=pace, estimate=lambda _: tokens) as team,
     ):
         yield team
 
@@ -157,7 +164,7 @@ async def test_all_workers_together_keep_to_the_limit_and_use_it(
 
 
 async def test_tokens_keep_to_their_limit_too() -> None:
-    limits = Limits(tpm=60_000, token_burst=1_000, concurrent=30, deadline=1e6)
+    limits = Limits(tpm=60_000, token_burst=1_000, concurrency=30, deadline=1e6)
     far, account = Far(limits), Account(limits)
     small, large = await asyncio.gather(
         work(far, account, "small", 200, tokens=50),
@@ -169,15 +176,15 @@ async def test_tokens_keep_to_their_limit_too() -> None:
 
 
 async def test_tokens_that_were_not_used_are_leased_again() -> None:
-    limits = Limits(tpm=60_000, token_burst=1_000, concurrent=10, deadline=1e6)
+    limits = Limits(tpm=60_000, token_burst=1_000, concurrency=10, deadline=1e6)
     far, account = Far(limits), Account(limits, latency=0.5)
 
     async def ask(question: str) -> Answer:
         return await account.ask_of("w", 20)(question)
 
     async with (
-        LeasedPace(limits, far, "w") as pace,
-        Team(ask, limits, pace=pace, estimate=lambda _: 200) as team,
+        LeasedRateLimiter(limits, far, "w") as pace,
+        Team(ask, limits, rate_limiter=pace, estimate=lambda _: 200) as team,
     ):
         async for outcome in team.run(questions("w", 100)):
             assert outcome.answer
@@ -186,9 +193,9 @@ async def test_tokens_that_were_not_used_are_leased_again() -> None:
 
 
 async def test_what_was_used_beyond_the_estimate_is_paid_with_the_next_lease() -> None:
-    limits = Limits(tpm=60_000, token_burst=1_000, concurrent=1, deadline=1e6)
+    limits = Limits(tpm=60_000, token_burst=1_000, concurrency=1, deadline=1e6)
     far = Far(limits)
-    async with LeasedPace(limits, far, "w", batch=1) as pace:
+    async with LeasedRateLimiter(limits, far, "w", batch=1) as pace:
         await pace.take(100)
         pace.settle(100, 900)
         begun = now()
@@ -204,7 +211,7 @@ async def test_the_limiter_is_not_asked_for_each_call() -> None:
 
 
 async def test_one_call_at_a_time_does_not_ask_for_each_call_either() -> None:
-    limits = Limits(rpm=60_000, concurrent=1, deadline=1e6)
+    limits = Limits(rpm=60_000, concurrency=1, deadline=1e6)
     far, account = Far(limits), Account(limits, latency=0.02)
     await work(far, account, "w", 300)
     assert far.calls <= 300 / 10 * 1.5
@@ -214,14 +221,14 @@ async def test_idle_workers_that_hold_leases_do_not_add_up_to_a_burst() -> None:
     """Two have asked for one call, and have been given more, as there was plenty."""
     far, account = Far(delay=0.0), Account(LIMITS)
 
-    async def send(pace: LeasedPace, calls: int) -> None:
+    async def send(pace: LeasedRateLimiter, calls: int) -> None:
         for _ in range(calls):
             await pace.take(0)
-            with suppress(Refused):
+            with suppress(StatusError):
                 account.admit("w", 0)
 
     async with AsyncExitStack() as stack:
-        paces = [LeasedPace(LIMITS, far, f"w{number}") for number in range(3)]
+        paces = [LeasedRateLimiter(LIMITS, far, f"w{number}") for number in range(3)]
         for pace in paces:
             await stack.enter_async_context(pace)
         await send(paces[2], 1)
@@ -234,14 +241,14 @@ async def test_idle_workers_that_hold_leases_do_not_add_up_to_a_burst() -> None:
 
 
 async def test_at_a_low_rate_nobody_waits_until_a_whole_batch_is_there() -> None:
-    limits = Limits(rpm=60, request_burst=60, concurrent=10, deadline=1e6)
+    limits = Limits(rpm=60, request_burst=60, concurrency=10, deadline=1e6)
     far, account = Far(limits), Account(limits)
     await work(far, account, "w", 10)
     assert [round(at) for at, _ in account.sent] == list(range(1, 11))
 
 
 async def test_lease_of_a_dead_worker_is_written_off() -> None:
-    limits = Limits(rpm=60 * RATE, request_burst=2, concurrent=5)
+    limits = Limits(rpm=60 * RATE, request_burst=2, concurrency=5)
     limiter = Limiter(limits)
     await limiter.lease(Report("dead", 1, (0.0,)))
     begun = now()
@@ -274,7 +281,7 @@ async def test_a_late_word_of_an_older_lease_does_not_free_the_new_one() -> None
 
 async def test_a_lease_is_void_after_a_while() -> None:
     far = Far(delay=0.0)
-    async with LeasedPace(LIMITS, far, "w") as pace:
+    async with LeasedRateLimiter(LIMITS, far, "w") as pace:
         await pace.take(0)
         await asyncio.sleep(5)
         await pace.take(0)  # with plenty: more than one is leased
@@ -334,7 +341,7 @@ async def test_a_429_seen_by_one_worker_pauses_all() -> None:
 
 async def test_after_a_pause_all_go_on_at_the_rate_of_the_limit() -> None:
     far, account = Far(), Account(LIMITS)
-    async with LeasedPace(LIMITS, far, "who sees it") as pace:
+    async with LeasedRateLimiter(LIMITS, far, "who sees it") as pace:
         await pace.take(0)
         open_at = now() + pace.refused(5, 0)
         await work_all(far, account, 5, 40)
@@ -345,7 +352,10 @@ async def test_after_a_pause_all_go_on_at_the_rate_of_the_limit() -> None:
 
 async def test_a_429_seen_by_one_worker_voids_what_an_idle_one_has_leased() -> None:
     far = Far()
-    async with LeasedPace(LIMITS, far, "a") as a, LeasedPace(LIMITS, far, "b") as b:
+    async with (
+        LeasedRateLimiter(LIMITS, far, "a") as a,
+        LeasedRateLimiter(LIMITS, far, "b") as b,
+    ):
         await b.take(0)
         await asyncio.sleep(30)
         await a.take(0)  # with plenty: more than one is leased
@@ -360,7 +370,7 @@ async def test_a_429_seen_by_one_worker_voids_what_an_idle_one_has_leased() -> N
 async def test_a_lease_from_before_a_pause_is_void() -> None:
     """It was on its way to the worker when somebody else was refused."""
     far = Far()
-    async with LeasedPace(LIMITS, far, "w") as pace:
+    async with LeasedRateLimiter(LIMITS, far, "w") as pace:
         await pace.take(0)
         await asyncio.sleep(30)
         far.lease_takes = 0.5
@@ -389,7 +399,7 @@ async def test_a_call_that_would_go_first_and_is_cancelled_is_not_waited_for(
     turns: int,
 ) -> None:
     far = Far(delay=0.0)
-    async with LeasedPace(LIMITS, far, "w") as pace:
+    async with LeasedRateLimiter(LIMITS, far, "w") as pace:
         head = asyncio.create_task(pace.take(0))
         await asyncio.sleep(0)
         first = asyncio.create_task(pace.take(0, first=True))
@@ -405,11 +415,11 @@ async def test_a_call_that_would_go_first_and_is_cancelled_is_not_waited_for(
 async def test_a_refused_call_goes_first() -> None:
     far, order = Far(), []
 
-    async def take(pace: LeasedPace, name: str, first: bool = False) -> None:
+    async def take(pace: LeasedRateLimiter, name: str, first: bool = False) -> None:
         await pace.take(0, first)
         order.append(name)
 
-    async with LeasedPace(LIMITS, far, "w") as pace:
+    async with LeasedRateLimiter(LIMITS, far, "w") as pace:
         await pace.take(0)
         pace.refused(1, 0)
         async with asyncio.TaskGroup() as group:
@@ -430,7 +440,7 @@ async def test_workers_take_turns() -> None:
 
 
 async def test_a_large_call_is_not_starved_by_small_ones() -> None:
-    limits = Limits(tpm=6_000, token_burst=1_000, concurrent=5, deadline=1e6)
+    limits = Limits(tpm=6_000, token_burst=1_000, concurrency=5, deadline=1e6)
     far, account = Far(limits), Account(limits)
     small = asyncio.create_task(work(far, account, "small", 500, tokens=10))
     await asyncio.sleep(5)
@@ -442,7 +452,7 @@ async def test_a_large_call_is_not_starved_by_small_ones() -> None:
 
 async def test_a_call_that_never_fits_fails_at_once() -> None:
     limits = Limits(tpm=6_000, token_burst=1_000)
-    async with LeasedPace(limits, Far(limits), "w") as pace:
+    async with LeasedRateLimiter(limits, Far(limits), "w") as pace:
         with pytest.raises(TooLarge):
             pace.check(1_001)
 
@@ -462,7 +472,7 @@ async def test_a_report_that_comes_twice_gives_back_once() -> None:
 
 async def test_a_cancelled_call_leaves_its_lease_to_the_next_one() -> None:
     far = Far()
-    async with LeasedPace(LIMITS, far, "w") as pace:
+    async with LeasedRateLimiter(LIMITS, far, "w") as pace:
         taken = asyncio.create_task(pace.take(0))
         await asyncio.sleep(0.015)
         taken.cancel()
@@ -474,7 +484,7 @@ async def test_a_cancelled_call_leaves_its_lease_to_the_next_one() -> None:
 async def test_what_the_server_says_is_left_corrects_the_limiter() -> None:
     """Somebody else spends from the same account."""
     far = Far(delay=0.0)
-    async with LeasedPace(LIMITS, far, "w", batch=1) as pace:
+    async with LeasedRateLimiter(LIMITS, far, "w", batch=1) as pace:
         await pace.take(0)
         await asyncio.sleep(30)
         await pace.learn(Remaining(0, None))
@@ -486,7 +496,7 @@ async def test_what_the_server_says_is_left_corrects_the_limiter() -> None:
 
 async def test_nothing_is_left_when_a_pace_ends() -> None:
     far = Far()
-    async with LeasedPace(LIMITS, far, "w") as pace:
+    async with LeasedRateLimiter(LIMITS, far, "w") as pace:
         await pace.take(0)
         pace.refused(100, 0)
         taken = asyncio.create_task(pace.take(0))
@@ -506,7 +516,7 @@ async def test_no_run_is_above_the_limit_and_none_loses_a_question(seed: int) ->
     """Any workers, batches, delays; the limiter and workers die at any moment."""
     rng = Random(seed)
     limits = Limits(
-        rpm=60 * RATE, request_burst=rng.choice([2, RATE]), concurrent=8, deadline=1e6
+        rpm=60 * RATE, request_burst=rng.choice([2, RATE]), concurrency=8, deadline=1e6
     )
     far = Far(limits, delay=rng.choice([0.0, 0.005, 0.05]))
     account = Account(limits, latency=rng.uniform(0, 1))

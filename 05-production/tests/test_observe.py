@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from agents import Event, Limits, Refused, Summary, Team, all_of, log_to
+from agents import Event, Limits, StatusError, Summary, Team, all_of, log_to
 from agents.observe import KINDS
 
 LOGGER = logging.getLogger("a team")
@@ -42,7 +42,7 @@ async def test_an_answer_is_queued_sent_and_answered() -> None:
     events, _ = await watched()
     assert [event.kind for event in events] == ["queued", "sent", "answered"]
     assert [event.at for event in events] == [0, 0, 1]
-    assert [event.attempt for event in events] == [0, 1, 1]
+    assert [event.requests for event in events] == [0, 1, 1]
     assert {event.question for event in events} == {"A secret?"}
     assert events[-1].outcome is not None
     assert events[-1].outcome.text == "Yes."
@@ -50,7 +50,7 @@ async def test_an_answer_is_queued_sent_and_answered() -> None:
 
 @pytest.mark.virtual_time
 async def test_a_refusal_and_a_retry_say_why_and_how_long() -> None:
-    faults = Refused(429, "slow down", retry_after=8), Refused(500, "oh")
+    faults = StatusError(429, "slow down", retry_after=8), StatusError(500, "oh")
     events, _ = await watched(*faults)
     kinds = ["queued", "sent", "refused", "paused", "sent", "retried", "sent"]
     assert [event.kind for event in events] == [*kinds, "answered"]
@@ -58,12 +58,12 @@ async def test_a_refusal_and_a_retry_say_why_and_how_long() -> None:
     assert (told["refused"].wait, told["refused"].detail) == (8, "429 slow down")
     assert told["paused"].wait == 8
     assert told["retried"].detail == "refused: 500 oh"
-    assert told["answered"].attempt == 3
+    assert told["answered"].requests == 3
 
 
 @pytest.mark.virtual_time
 async def test_a_failure_is_told_with_its_kind_and_outcome() -> None:
-    events, summary = await watched(Refused(400, "bad"))
+    events, summary = await watched(StatusError(400, "bad"))
     assert events[-1].kind == "failed"
     assert events[-1].detail == "refused: 400 bad"
     assert events[-1].outcome is not None
@@ -72,7 +72,7 @@ async def test_a_failure_is_told_with_its_kind_and_outcome() -> None:
 
 @pytest.mark.virtual_time
 async def test_every_kind_of_event_is_named() -> None:
-    faults = Refused(429, retry_after=1), Refused(500), Refused(400)
+    faults = StatusError(429, retry_after=1), StatusError(500), StatusError(400)
     events, _ = await watched(*faults)
     more, _ = await watched()
     assert {event.kind for event in events + more} == set(KINDS)
@@ -80,7 +80,7 @@ async def test_every_kind_of_event_is_named() -> None:
 
 @pytest.mark.virtual_time
 async def test_a_summary_counts_and_says_it_in_one_line() -> None:
-    _, summary = await watched(Refused(500), Refused(500), attempts=9)
+    _, summary = await watched(StatusError(500), StatusError(500), tries=9)
     assert (summary["sent"], summary["retried"], summary["refused"]) == (3, 2, 0)
     assert summary.open == 0
     assert str(summary) == "1 queued, 3 sent, 2 retried, 1 answered"
@@ -98,7 +98,9 @@ async def test_the_log_has_no_questions_and_failures_stand_out(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG, LOGGER.name)
-    await watched(Refused(429, retry_after=1), Refused(500), Refused(400, "bad"))
+    await watched(
+        StatusError(429, retry_after=1), StatusError(500), StatusError(400, "bad")
+    )
     assert "secret" not in caplog.text
     levels = {
         record.getMessage().split()[0]: record.levelname for record in caplog.records

@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI, DefaultAioHttpClient, DefaultAsyncHttpxClient
 
-from agents import Answer, Ask, Kind, Limits, Refused, Team, Unreadable, openai_ask
+from agents import (
+    Answer,
+    Ask,
+    FailureKind,
+    InvalidResponse,
+    Limits,
+    StatusError,
+    Team,
+    openai_ask,
+)
 from racelab import Fault, Settings
 from racelab.pytest.plugin import until
 from racelab.server import serve
@@ -78,8 +87,8 @@ async def replied(what: bytes, transport: Any = DefaultAioHttpClient) -> Answer:
         return await openai_ask(client, "any", Limits())("Hello?")
 
 
-async def refused(what: bytes) -> Refused:
-    with pytest.raises(Refused) as caught:
+async def refused(what: bytes) -> StatusError:
+    with pytest.raises(StatusError) as caught:
         await replied(what)
     return caught.value
 
@@ -87,12 +96,12 @@ async def refused(what: bytes) -> Refused:
 @pytest.mark.parametrize(
     ("fault", "error", "says"),
     [
-        ("500", Refused, "500 The server had an error"),
-        ("503", Refused, "503 server_is_overloaded Our servers are"),
-        ("429", Refused, "429 rate_limit_exceeded Rate limit reached"),
+        ("500", StatusError, "500 The server had an error"),
+        ("503", StatusError, "503 server_is_overloaded Our servers are"),
+        ("429", StatusError, "429 rate_limit_exceeded Rate limit reached"),
         ("reset", ConnectionError, ".+"),
         ("cut", ConnectionError, ".+"),
-        ("malformed", Unreadable, "not a chat completion: "),
+        ("malformed", InvalidResponse, "not a chat completion: "),
         ("hang", TimeoutError, "no answer in time"),
     ],
 )
@@ -100,7 +109,7 @@ async def test_each_trouble_is_an_error_that_the_team_knows_and_is_met_once(
     fault: str, error: type[Exception], says: str, transport: Any
 ) -> None:
     """Met once: the SDK would try again, even where its own client says three times."""
-    limits = Limits(attempt=0.3 if fault == "hang" else 60)
+    limits = Limits(timeout=0.3 if fault == "hang" else 60)
     settings = Settings(latency=0, faults=(Fault(fault, calls=(1, 2, 3)),))
     async with (
         serve(settings) as server,
@@ -188,9 +197,9 @@ async def test_an_empty_account_is_not_asked_twice() -> None:
         Team(openai_ask(client, "any", Limits())) as team,
     ):
         outcome = await team.ask("Hello?")
-    assert outcome.attempts == 1
+    assert outcome.requests == 1
     assert outcome.failure is not None
-    assert outcome.failure.kind is Kind.REFUSED
+    assert outcome.failure.kind is FailureKind.REFUSED
 
 
 async def test_an_answer_has_its_usage_and_what_is_left(transport: Any) -> None:
@@ -224,7 +233,7 @@ async def test_an_answer_has_its_usage_and_what_is_left(transport: Any) -> None:
     ids=lambda body: str(body)[:20],
 )
 async def test_an_answer_without_a_text_cannot_be_read(body: object) -> None:
-    with pytest.raises(Unreadable, match="not a chat completion: "):
+    with pytest.raises(InvalidResponse, match="not a chat completion: "):
         await replied(reply(200, body))
 
 
@@ -264,12 +273,12 @@ async def test_times_go_to_the_transport(transport: Any) -> None:
             seen.append(request.extensions["timeout"])
             return await super().send(request, **options)
 
-    endless = Limits(attempt=math.inf, connect=math.inf)
+    endless = Limits(timeout=math.inf, connect=math.inf)
     async with (
         serve(Settings(latency=0)) as server,
         client_of(server.base_url, Noting) as client,
     ):
-        for limits in (Limits(attempt=7, connect=3), endless):
+        for limits in (Limits(timeout=7, connect=3), endless):
             await openai_ask(client, "any", limits)("Hello?")
     assert [(times["connect"], times["read"]) for times in seen] == [
         (3, 7),
@@ -324,7 +333,7 @@ async def test_a_key_that_cannot_be_sent_is_not_quoted(
     bad: str, transport: Any
 ) -> None:
     """With the line end of its file; as a website shows it."""
-    limits = Limits(attempts=2, backoff=0)
+    limits = Limits(tries=2, backoff=0)
     async with (
         serve() as server,
         client_of(server.base_url, transport, api_key=bad) as client,
@@ -333,7 +342,7 @@ async def test_a_key_that_cannot_be_sent_is_not_quoted(
         outcome = await team.ask("Hello?")
         assert server.stats().received == 0
     assert outcome.failure is not None
-    assert outcome.attempts == 1 or bad.endswith("\n")  # it will not do better
+    assert outcome.requests == 1 or bad.endswith("\n")  # it will not do better
     says = repr(outcome) + all_that_it_says(outcome.failure.cause)
     assert KEY[:8] not in says
 

@@ -15,7 +15,7 @@ from httpx2 import Request, Response
 
 from racelab import Fault, LocalServer, Settings
 from racelab.explore import clock
-from racelab.pytest.plugin import Load, RunScript
+from racelab.pytest.plugin import LoadScript, RunScript
 from racelab.server.buckets import Limits
 from racelab.server.errors import Refusal
 
@@ -61,10 +61,10 @@ def test_a_reader_sees_it_break_and_the_fix_hold(
 
 @pytest.mark.usefixtures("short_pauses")
 @pytest.mark.parametrize("pair", PAIRS)
-def test_every_run_ends_the_same(pair: str, play: RunScript) -> None:
+def test_every_run_ends_the_same(pair: str, run_inprocess: RunScript) -> None:
     for _ in range(2):
         for status, name in enumerate((f"fixed_{pair}.py", f"broken_{pair}.py")):
-            ran = play(name, **CHANGED.get(name, {}))
+            ran = run_inprocess(name, **CHANGED.get(name, {}))
             assert ran.status == status, ran
             assert within(pair, ran.numbers[0]) == (status == 0), ran
 
@@ -77,12 +77,12 @@ def test_every_run_ends_the_same(pair: str, play: RunScript) -> None:
 async def test_tries_around_tries_are_multiplied(
     ours: int,
     sdk: int,
-    lesson: Load,
+    load_script: LoadScript,
     model_server: LocalServer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """So fewer tries of ours are no fix: two are still six requests."""
-    module = lesson("broken_retry_multiplied.py")
+    module = load_script("broken_retry_multiplied.py")
     monkeypatch.setattr(module, "TRIES", ours)
     monkeypatch.setattr(module, "PAUSE", 0)
     down = Fault("503", probability=1, retry_after=0.001)
@@ -124,9 +124,9 @@ def refusals(module: ModuleType, latency: float) -> int:
 
 
 def test_a_semaphore_keeps_to_the_limit_only_while_answers_are_slow(
-    lesson: Load,
+    load_script: LoadScript,
 ) -> None:
-    module = lesson("broken_semaphore_is_not_a_rate.py")
+    module = load_script("broken_semaphore_is_not_a_rate.py")
     refused = [refusals(module, latency) for latency in (0.02, 0.2, 1.0)]
     assert refused == [6, 5, 0]  # five slots and 1 s an answer: five a second
 
@@ -135,29 +135,29 @@ def test_a_semaphore_keeps_to_the_limit_only_while_answers_are_slow(
     "name", ["fixed_semaphore_is_not_a_rate.py", "solutions/rate_by_hand.py"]
 )
 def test_a_pace_keeps_to_the_limit_whatever_the_answers_take(
-    name: str, lesson: Load, monkeypatch: pytest.MonkeyPatch
+    name: str, load_script: LoadScript, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = lesson(name)
+    module = load_script(name)
     monkeypatch.setattr(module, "QUESTIONS", 100)
     for latency in (0.0, 0.02, 1.0, 10.0):
         assert refusals(module, latency) == 0
 
 
 def test_the_same_rate_with_a_large_bucket_sends_all_at_once(
-    lesson: Load, monkeypatch: pytest.MonkeyPatch
+    load_script: LoadScript, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tempting worse fix: `AsyncLimiter(RPM, 60)`."""
-    module = lesson("fixed_semaphore_is_not_a_rate.py")
+    module = load_script("fixed_semaphore_is_not_a_rate.py")
     monkeypatch.setattr(module, "AsyncLimiter", lambda *_: AsyncLimiter(module.RPM, 60))
     assert refusals(module, 0.02) == 6
 
 
 @pytest.mark.parametrize(("pace_first", "refused"), [(True, 4), (False, 0)])
 def test_a_pace_before_the_wait_for_a_slot_paces_nothing(
-    pace_first: bool, refused: int, lesson: Load
+    pace_first: bool, refused: int, load_script: LoadScript
 ) -> None:
     """All are let out of the bucket in time, wait for a slot, and then go together."""
-    module = lesson("fixed_semaphore_is_not_a_rate.py")
+    module = load_script("fixed_semaphore_is_not_a_rate.py")
 
     async def run(account: Account) -> None:
         slots, pace = asyncio.Semaphore(module.SLOTS), AsyncLimiter(3, 0.6)
@@ -187,13 +187,15 @@ def crowd(module: ModuleType, seed: int) -> int:
     return int(module.largest_crowd(after))
 
 
-def test_who_waits_as_told_comes_back_with_all_the_others(lesson: Load) -> None:
-    module = lesson("broken_retry_herd.py")
+def test_who_waits_as_told_comes_back_with_all_the_others(
+    load_script: LoadScript,
+) -> None:
+    module = load_script("broken_retry_herd.py")
     assert {crowd(module, seed) for seed in range(50)} == {module.AGENTS}
 
 
-def test_with_jitter_no_seed_makes_a_crowd(lesson: Load) -> None:
-    module = lesson("fixed_retry_herd.py")
+def test_with_jitter_no_seed_makes_a_crowd(load_script: LoadScript) -> None:
+    module = load_script("fixed_retry_herd.py")
     assert max(crowd(module, seed) for seed in range(100)) <= module.ROOM
 
 
@@ -231,9 +233,9 @@ async def test_the_sdk_adds_jitter_only_where_the_server_names_no_time(
 @pytest.mark.usefixtures("short_pauses")
 @pytest.mark.parametrize("max_retries", [0, 1])
 async def test_a_timeout_is_for_each_try(
-    max_retries: int, lesson: Load, model_server: LocalServer
+    max_retries: int, load_script: LoadScript, model_server: LocalServer
 ) -> None:
-    module = lesson("broken_timeout.py")
+    module = load_script("broken_timeout.py")
     model_server.reset(Settings(faults=(module.SILENCE,)))
     async with module.openai_client(model_server) as client:
         await client.models.list()
@@ -258,9 +260,9 @@ async def tries_that_time_out(question: str) -> str:
     ],
 )
 def test_a_deadline_is_for_all_tries_and_pauses(
-    name: str, end: tuple[str, float], lesson: Load
+    name: str, end: tuple[str, float], load_script: LoadScript
 ) -> None:
-    assert clock.run(lesson(name).run(tries_that_time_out)) == end
+    assert clock.run(load_script(name).run(tries_that_time_out)) == end
 
 
 async def test_without_retries_a_timeout_is_still_no_deadline(
@@ -293,6 +295,8 @@ def test_none_is_no_timeout_at_all() -> None:
         ("timeout_with_a_second_try", "OK: the server was asked 2x for 1 question"),
     ],
 )
-def test_an_exercise_is_solved(solution: str, last_line: str, play: RunScript) -> None:
+def test_an_exercise_is_solved(
+    solution: str, last_line: str, run_inprocess: RunScript
+) -> None:
     name = f"solutions/{solution}.py"
-    assert play(name, **CHANGED.get(name, {})).last_line == last_line
+    assert run_inprocess(name, **CHANGED.get(name, {})).last_line == last_line

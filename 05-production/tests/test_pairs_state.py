@@ -20,7 +20,7 @@ from racelab import Ask, Timeline, Watchdog, watchdog
 from racelab.explore import cancel_everywhere, clock, explore, fail_everywhere
 from racelab.explore.search import Report
 from racelab.fakes import fake_ask
-from racelab.pytest.plugin import Load, RunScript
+from racelab.pytest.plugin import LoadScript, RunScript
 
 NUMBERS = {  # the numbers of the last lines: broken, fixed
     "nested_slots": ((0, 6), (6, 6)),
@@ -52,21 +52,21 @@ def test_a_reader_sees_it_break_and_the_fix_hold(
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("pair", [pair for pair in NUMBERS if pair != "resume"])
 def test_every_run_ends_the_same(
-    pair: str, side: str, play: RunScript, monkeypatch: pytest.MonkeyPatch
+    pair: str, side: str, run_inprocess: RunScript, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`resume` runs processes of its own; below it is killed in many more baselines."""
     if side == "broken":  # nobody moves for ever, so a short look is as good
         monkeypatch.setattr(watchdog, "PATIENCE", 0.05)
-    runs = [play(f"{side}_{pair}.py") for _ in range(RUNS)]
+    runs = [run_inprocess(f"{side}_{pair}.py") for _ in range(RUNS)]
     assert {ran.word for ran in runs} == {"OK" if side == "fixed" else "BROKEN"}
     assert {ran.numbers for ran in runs} == {NUMBERS[pair][side == "fixed"]}
 
 
 @pytest.mark.parametrize("solution", SOLUTIONS)
 def test_a_solution_reaches_the_verdict_of_its_exercise(
-    solution: str, play: RunScript
+    solution: str, run_inprocess: RunScript
 ) -> None:
-    assert play(f"solutions/{solution}.py").last_line == SOLUTIONS[solution]
+    assert run_inprocess(f"solutions/{solution}.py").last_line == SOLUTIONS[solution]
 
 
 # nested_slots
@@ -101,14 +101,18 @@ def explored(module: ModuleType, leads: int = 3, slots: int = 3) -> Report:
     return explore(run, holds, agents=module.AGENTS)
 
 
-def test_as_many_leads_as_slots_stop_before_anybody_has_asked(lesson: Load) -> None:
-    report = explored(lesson("broken_nested_slots.py"))
+def test_as_many_leads_as_slots_stop_before_anybody_has_asked(
+    load_script: LoadScript,
+) -> None:
+    report = explored(load_script("broken_nested_slots.py"))
     assert (report.kind, report.failing) == ("deadlock", "")
     assert "async with team.slots:" in report.says
 
 
-def test_without_a_slot_in_hand_all_finish_in_every_order(lesson: Load) -> None:
-    report = explored(lesson("fixed_nested_slots.py"))
+def test_without_a_slot_in_hand_all_finish_in_every_order(
+    load_script: LoadScript,
+) -> None:
+    report = explored(load_script("fixed_nested_slots.py"))
     assert report.holds, report
     assert report.exhausted
     assert report.runs >= 90  # 6 answers, each helper's before its lead's: 6!/2**3
@@ -116,18 +120,20 @@ def test_without_a_slot_in_hand_all_finish_in_every_order(lesson: Load) -> None:
 
 @pytest.mark.parametrize("leads", [1, 2, 3])
 def test_more_slots_only_move_the_number_of_leads_that_stops_all(
-    leads: int, lesson: Load
+    leads: int, load_script: LoadScript
 ) -> None:
     """The tempting worse fix. One lead less than slots: no test sees anything."""
-    module = partial(lesson, "broken_nested_slots.py")
+    module = partial(load_script, "broken_nested_slots.py")
     assert explored(module(), leads, slots=leads).kind == "deadlock"
     enough = explored(module(), leads, slots=leads + 1)
     assert enough.holds, enough
 
 
 @pytest.mark.parametrize("leads", [1, 2, 3])
-def test_one_slot_is_enough_for_any_number_of_leads(leads: int, lesson: Load) -> None:
-    report = explored(lesson("fixed_nested_slots.py"), leads, slots=1)
+def test_one_slot_is_enough_for_any_number_of_leads(
+    leads: int, load_script: LoadScript
+) -> None:
+    report = explored(load_script("fixed_nested_slots.py"), leads, slots=1)
     assert report.holds, report
     assert report.exhausted
 
@@ -187,16 +193,18 @@ def idle(module: ModuleType) -> tuple[int, list[float]]:
 
 @pytest.mark.parametrize(("side", "most"), [("broken", 4), ("fixed", 0)])
 def test_slots_that_are_held_without_a_request(
-    side: str, most: int, lesson: Load
+    side: str, most: int, load_script: LoadScript
 ) -> None:
-    module = lesson(f"{side}_backoff_in_slot.py")
+    module = load_script(f"{side}_backoff_in_slot.py")
     assert idle(module)[0] == most
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_nobody_retries_before_its_pause_is_over(side: str, lesson: Load) -> None:
+def test_nobody_retries_before_its_pause_is_over(
+    side: str, load_script: LoadScript
+) -> None:
     """The fix makes no call more, and none of the retries earlier."""
-    module = lesson(f"{side}_backoff_in_slot.py")
+    module = load_script(f"{side}_backoff_in_slot.py")
     _, sent = idle(module)
     assert len(sent) == 4 + 12
     assert sum(at >= module.LATENCY + module.PAUSES[0] for at in sent) >= 4
@@ -204,9 +212,9 @@ def test_nobody_retries_before_its_pause_is_over(side: str, lesson: Load) -> Non
 
 @pytest.mark.parametrize("side", SIDES)
 def test_a_slot_is_given_back_whenever_a_call_is_cancelled_or_fails(
-    side: str, lesson: Load
+    side: str, load_script: LoadScript
 ) -> None:
-    module = lesson(f"{side}_backoff_in_slot.py")
+    module = load_script(f"{side}_backoff_in_slot.py")
     slots = Slots(1)
 
     async def run(ask: Ask) -> None:
@@ -249,27 +257,27 @@ async def flush(log: Any) -> None:
 
 
 def test_a_flush_that_is_cancelled_in_its_write_loses_what_it_removed_before(
-    lesson: Load,
+    load_script: LoadScript,
 ) -> None:
-    report = cancelled_everywhere(flush, lesson("broken_shutdown.py"))
+    report = cancelled_everywhere(flush, load_script("broken_shutdown.py"))
     assert report.kind == "invariant"
     assert "await asyncio.sleep(0.1)" in str(report)  # in the database's write
 
 
 @pytest.mark.parametrize("script", ["fixed_shutdown", "solutions/shutdown_put_back"])
 def test_a_flush_loses_nothing_wherever_it_is_cancelled(
-    script: str, lesson: Load
+    script: str, load_script: LoadScript
 ) -> None:
-    report = cancelled_everywhere(flush, lesson(f"{script}.py"))
+    report = cancelled_everywhere(flush, load_script(f"{script}.py"))
     assert report.holds, report
     assert report.runs >= 3  # one for each batch
 
 
 def test_to_put_back_what_an_exception_lost_is_no_help_against_a_cancel(
-    lesson: Load,
+    load_script: LoadScript,
 ) -> None:
     """The tempting worse fix."""
-    module = lesson("broken_shutdown.py")
+    module = load_script("broken_shutdown.py")
 
     async def put_back(log: Any) -> None:
         while batch := log.records[: module.BATCH]:
@@ -285,9 +293,9 @@ def test_to_put_back_what_an_exception_lost_is_no_help_against_a_cancel(
 
 @pytest.mark.virtual_time
 async def test_a_record_that_is_logged_during_a_write_is_not_removed_with_it(
-    lesson: Load,
+    load_script: LoadScript,
 ) -> None:
-    module = lesson("fixed_shutdown.py")
+    module = load_script("fixed_shutdown.py")
     log = module.Log(module.Database(), Timeline("log"), [("scout", 1)])
     flushing = asyncio.create_task(log.flush())
     await log.database.is_writing.wait()
@@ -298,10 +306,10 @@ async def test_a_record_that_is_logged_during_a_write_is_not_removed_with_it(
 
 @pytest.mark.virtual_time
 async def test_a_write_that_arrived_unconfirmed_is_done_twice_and_there_once(
-    lesson: Load,
+    load_script: LoadScript,
 ) -> None:
     """What "saved first, then removed" needs: records that are known by their name."""
-    module = lesson("fixed_shutdown.py")
+    module = load_script("fixed_shutdown.py")
     writes = []
 
     class Arrives(module.Database):  # type: ignore[misc, name-defined]
@@ -366,15 +374,23 @@ def paid_twice(module: ModuleType, folder: Path) -> list[int]:
 
 
 def test_what_is_recorded_at_the_end_is_paid_twice_after_any_kill(
-    lesson: Load, tmp_path: Path
+    load_script: LoadScript, tmp_path: Path
 ) -> None:
-    assert paid_twice(lesson("broken_resume.py"), tmp_path) == [0, 1, 2, 3, 4, 5, 0]
+    assert paid_twice(load_script("broken_resume.py"), tmp_path) == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        0,
+    ]
 
 
 def test_what_is_recorded_at_once_is_paid_once_after_any_kill(
-    lesson: Load, tmp_path: Path
+    load_script: LoadScript, tmp_path: Path
 ) -> None:
-    assert paid_twice(lesson("fixed_resume.py"), tmp_path) == [0] * 7
+    assert paid_twice(load_script("fixed_resume.py"), tmp_path) == [0] * 7
 
 
 # stampede
@@ -382,9 +398,9 @@ def test_what_is_recorded_at_once_is_paid_once_after_any_kill(
 
 @pytest.mark.parametrize(("side", "bills"), [("broken", 4), ("fixed", 1)])
 def test_four_agents_miss_at_once_in_every_order(
-    side: str, bills: int, lesson: Load
+    side: str, bills: int, load_script: LoadScript
 ) -> None:
-    module = lesson(f"{side}_stampede.py")
+    module = load_script(f"{side}_stampede.py")
     vars(module).update(AGENTS=4)
 
     async def run(ask: Ask) -> tuple[int, int]:
@@ -449,19 +465,21 @@ async def cancel_one(cache: Any, number: int, agents: int = 20) -> list[object]:
 @pytest.mark.virtual_time
 @pytest.mark.parametrize("number", [0, 1, 19])
 async def test_whoever_is_cancelled_the_others_get_the_answer_for_one_bill(
-    number: int, lesson: Load
+    number: int, load_script: LoadScript
 ) -> None:
     """Number 0 is the one that missed first."""
     model = Model()
-    cache = lesson("fixed_stampede.py").Cache(model.ask)
+    cache = load_script("fixed_stampede.py").Cache(model.ask)
     assert await cancel_one(cache, number) == ["Yes."] * 19
     assert (model.calls, cache.flights) == (1, {})
 
 
 @pytest.mark.virtual_time
-async def test_an_answer_that_nobody_waits_for_any_more_is_kept(lesson: Load) -> None:
+async def test_an_answer_that_nobody_waits_for_any_more_is_kept(
+    load_script: LoadScript,
+) -> None:
     model = Model()
-    cache = lesson("fixed_stampede.py").Cache(model.ask)
+    cache = load_script("fixed_stampede.py").Cache(model.ask)
     assert await cancel_one(cache, 0, agents=1) == []
     assert await cache.get("Really?") == "Yes."  # it is paid for, and arrives
     assert model.calls == 1
@@ -469,10 +487,10 @@ async def test_an_answer_that_nobody_waits_for_any_more_is_kept(lesson: Load) ->
 
 @pytest.mark.virtual_time
 async def test_a_failure_is_everybodys_costs_one_call_and_is_not_kept(
-    lesson: Load,
+    load_script: LoadScript,
 ) -> None:
     model = Model(failures=1)
-    cache = lesson("fixed_stampede.py").Cache(model.ask)
+    cache = load_script("fixed_stampede.py").Cache(model.ask)
     calls: list[Coroutine[Any, Any, str]] = [cache.get("Really?") for _ in range(20)]
     failures = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(failure) for failure in failures} == {ConnectionError}

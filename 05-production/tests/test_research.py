@@ -20,15 +20,15 @@ from agents import (
     Ask,
     Event,
     Failure,
+    FailureKind,
+    InvalidResponse,
     Journal,
     JournalError,
-    Kind,
     Limits,
     Team,
-    Unreadable,
 )
 from racelab import Fault, LocalServer, ServerError, Settings, start
-from racelab.process import share
+from racelab.process import reuse_server
 from racelab.pytest.plugin import Ran, RunScript
 from research_team import command_line, model_source, screen
 from research_team.final_report import Report, shown, why
@@ -60,7 +60,7 @@ def run(
         monkeypatch.setitem(command_line.FAULTS, "none", faults)
         out, err = StringIO(), err or StringIO()
         with (
-            share(model_server, speed=20),
+            reuse_server(model_server, speed=20),
             redirect_stdout(out),
             redirect_stderr(err),
             pytest.raises(SystemExit) as end,
@@ -195,7 +195,7 @@ async def test_at_the_deadline_what_arrived_is_merged() -> None:
         await asyncio.sleep(1000 if "Why?" in prompt and "What?" not in prompt else 1)
         return "yes"
 
-    report = await researched(Limits(deadline=100, attempt=5000), slow)
+    report = await researched(Limits(deadline=100, timeout=5000), slow)
     assert report.findings == {"What?": "yes [checked]"}
     assert report.missing == {"Why?": "deadline: what time is left is the editor's"}
     when, prompt = asked[-1]
@@ -210,7 +210,7 @@ async def test_an_answer_in_time_is_kept_when_its_check_is_late() -> None:
         await asyncio.sleep(1000)
         return await sound(prompt)
 
-    report = await researched(Limits(deadline=100, attempt=5000), check=late)
+    report = await researched(Limits(deadline=100, timeout=5000), check=late)
     assert report.findings == dict.fromkeys(("What?", "Why?"), "yes [not checked]")
     assert report.holds
 
@@ -252,7 +252,7 @@ async def test_all_workers_are_at_work_at_the_same_time() -> None:
                 await both.wait()
         return "yes"
 
-    assert (await researched(Limits(attempts=1), meet)).holds
+    assert (await researched(Limits(tries=1), meet)).holds
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_a_plan_is_read_trusting_nobody(text: str, questions: list[str] | None) 
     if questions is not None:
         assert questions_in(text) == questions
         return
-    with pytest.raises(Unreadable):
+    with pytest.raises(InvalidResponse):
         questions_in(text)
 
 
@@ -280,7 +280,7 @@ def test_a_check_says_yes_or_no_or_is_unreadable() -> None:
     assert is_sound('{"sound": true}')
     assert not is_sound('{"sound": false}')
     for text in ('{"sound": "yes"}', "{}", "true"):
-        with pytest.raises(Unreadable):
+        with pytest.raises(InvalidResponse):
             is_sound(text)
 
 
@@ -317,7 +317,7 @@ def test_json_says_ok_with_status_0(run: Research) -> None:
 
 
 def test_what_was_used_is_no_more_than_the_limits_allow(run: Research) -> None:
-    ran = run("--json", "--rpm", "1200", "--concurrent", "2", "--faults", "none")
+    ran = run("--json", "--rpm", "1200", "--concurrency", "2", "--faults", "none")
     says = json.loads(ran.out)
     for name, used in says["used"].items():
         assert 0 < used <= says["allowed"][name]
@@ -396,9 +396,9 @@ def test_a_model_cannot_talk_to_the_terminal() -> None:
 
 
 def test_a_reason_is_said_once() -> None:
-    assert why(Failure(Kind.TIMED_OUT, "no answer")) == "timed out: no answer"
+    assert why(Failure(FailureKind.TIMED_OUT, "no answer")) == "timed out: no answer"
     says = "timed out: no answer\n in time"
-    assert why(Failure(Kind.TIMED_OUT, says)) == "timed out: no answer in time"
+    assert why(Failure(FailureKind.TIMED_OUT, says)) == "timed out: no answer in time"
 
 
 def test_help_is_for_newcomers(run: Research) -> None:
@@ -416,7 +416,7 @@ def test_help_is_for_newcomers(run: Research) -> None:
         ("--agents", "0"),
         ("--agents", "1001"),
         ("--agents", "two"),
-        ("--concurrent", "-1"),
+        ("--concurrency", "-1"),
         ("--rpm", "1e3"),
         ("--tpm", "\u0662"),
         ("--timeout", "nan"),
@@ -443,14 +443,14 @@ def test_a_bad_value_is_one_line_that_says_what_is_allowed(
 
 
 def test_the_options_are_the_limits() -> None:
-    given = ["--concurrent=3", "--rpm=60", "--tpm=9000", "--timeout=7"]
+    given = ["--concurrency=3", "--rpm=60", "--tpm=9000", "--timeout=7"]
     given += ["--deadline=90"]
     for is_local in (True, False):
         limits = model_source.limits_of(command_line.parse(given), is_local)
-        assert (limits.concurrent, limits.rpm, limits.tpm) == (3, 60, 9000)
-        assert (limits.attempt, limits.connect, limits.deadline) == (7, 5, 90)
+        assert (limits.concurrency, limits.rpm, limits.tpm) == (3, 60, 9000)
+        assert (limits.timeout, limits.connect, limits.deadline) == (7, 5, 90)
     default = model_source.limits_of(command_line.parse([]), is_local=False)
-    assert (default.rpm, default.tpm, default.attempt) == (500, 200_000, 60)
+    assert (default.rpm, default.tpm, default.timeout) == (500, 200_000, 60)
 
 
 # The journal
@@ -574,7 +574,7 @@ def test_a_signal_keeps_what_arrived_and_is_the_status(
     signals: tuple[signal.Signals, ...],
 ) -> None:
     """The first lets those at work finish, the second does not."""
-    arguments = (*AT_ONCE, "--faults", "none", "--concurrent", "1", "--agents", "100")
+    arguments = (*AT_ONCE, "--faults", "none", "--concurrency", "1", "--agents", "100")
     child = subprocess.Popen(
         [sys.executable, research.__file__, *arguments],
         stdout=subprocess.PIPE,

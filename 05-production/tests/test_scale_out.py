@@ -27,7 +27,7 @@ needs_ray = pytest.mark.skipif(
     not HAS_RAY, reason="needs Ray: beyond_one_machine/requirements.txt"
 )
 RATE = 100  # requests a second
-LIMITS = Limits(rpm=60 * RATE, concurrent=10)
+LIMITS = Limits(rpm=60 * RATE, concurrency=10)
 SETTINGS = Settings(rpm=60 * RATE, request_burst=2 * RATE)
 COUNT = 200
 Act = Callable[[], object]
@@ -254,7 +254,7 @@ def check_paid_again(server: LocalServer, topic: str) -> None:
     stats = server.stats()
     assert set(stats.answers) == {f"{topic} {number}" for number in range(COUNT)}
     assert max(stats.answers.values()) <= 2
-    assert stats.received <= COUNT + LIMITS.concurrent
+    assert stats.received <= COUNT + LIMITS.concurrency
     assert dict(stats.refused) == {}
 
 
@@ -304,4 +304,4 @@ async def test_a_worker_that_dies_for_good_swallows_no_more_than_it_had(
     async with Crew(job_on(server)) as crew:
         rows = await answers(crew, "dies", 50, lambda: ray.kill(crew.workers[0]))
     failures = [row for row in rows if row.answer is None]
-    assert 1 <= len(failures) <= 2 * LIMITS.concurrent
+    assert 1 <= len(failures) <= 2 * LIMITS.concurrency

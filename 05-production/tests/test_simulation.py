@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 import pytest
 from simulation import EPS, FAULTS, FINAL, SOURCES, STOPS, Moment, Ran, play, text_of
 
-from agents import Kind, Outcome
+from agents import FailureKind, Outcome
 
 AGAIN = "pytest 05-production/tests/test_simulation.py --simulations=1 --seed="
 BAD = {  # what a question may end as, after this from the server
-    "reset": {Kind.UNREACHABLE},
-    "unreadable": {Kind.INVALID},
-    "crash": {Kind.CRASHED},
-    "left": {Kind.TIMED_OUT},
+    "reset": {FailureKind.UNREACHABLE},
+    "unreadable": {FailureKind.INVALID},
+    "crash": {FailureKind.CRASHED},
+    "left": {FailureKind.TIMED_OUT},
 }
 Check = Callable[[Ran], Iterator[str]]
 
@@ -93,7 +93,7 @@ def the_counts_are_those_of_the_server(ran: Ran) -> Iterator[str]:
     arrived = Counter(m.question for m in log if m.what == "arrived")
     delivered = Counter(m.question for m in log if m.what == "delivered")
     for question, outcomes in asked(ran):
-        sent = sum(o.attempts for o in outcomes)
+        sent = sum(o.requests for o in outcomes)
         tokens = sum(o.tokens for o in outcomes)
         used = ran.plan.tokens(question) * delivered[question] * ran.plan.usage
         if (sent, tokens) != (arrived[question], used):
@@ -144,13 +144,13 @@ def the_budget_of_retries_is_kept(ran: Ran) -> Iterator[str]:
     if counts["retried"] > allowed + EPS:
         yield f"{counts['retried']} retries of {allowed}"
     for question, outcomes in asked(ran):
-        most = limits.attempts * len(outcomes) * (1 if limits.hedge is None else 2)
+        most = limits.tries * len(outcomes) * (1 if limits.hedge is None else 2)
         waits = sum(
             m.what.startswith("429 wait") for m in log if m.question == question
         )
-        sent = sum(o.attempts for o in outcomes)
+        sent = sum(o.requests for o in outcomes)
         if sent > most + waits:
-            yield f"{question} is sent {sent} times: {limits.attempts} tries"
+            yield f"{question} is sent {sent} times: {limits.tries} tries"
 
 
 def who_gives_up_has_a_reason(ran: Ran) -> Iterator[str]:
@@ -172,8 +172,8 @@ def who_gives_up_has_a_reason(ran: Ran) -> Iterator[str]:
         if ran.plan.journal or (failure := outcomes[0].failure) is None:
             continue  # with a journal, who waits for another's answer earns nothing
         seen = results.get(question, [])
-        why = {k for what in seen for k in BAD.get(what, {Kind.REFUSED})}
-        if failure.kind in (Kind.CANCELLED, Kind.DEADLINE):
+        why = {k for what in seen for k in BAD.get(what, {FailureKind.REFUSED})}
+        if failure.kind in (FailureKind.CANCELLED, FailureKind.DEADLINE):
             continue
         if not seen:
             if "never fits" not in failure.says and "ever lets" not in failure.says:
@@ -185,7 +185,7 @@ def who_gives_up_has_a_reason(ran: Ran) -> Iterator[str]:
         elif question not in poor:
             is_pause = [what.startswith("429 wait") for what in seen]
             tries = len(seen) - sum(is_pause)
-            if tries < limits.attempts and sum(is_pause) <= limits.refusals:
+            if tries < limits.tries and sum(is_pause) <= limits.refusals:
                 yield f"{question} is given up after {seen}: {failure}"
 
 
@@ -196,7 +196,7 @@ def no_more_are_in_flight_than_allowed(ran: Ran) -> Iterator[str]:
     in_flight = 0
     for m in first_life(ran):
         in_flight += (m.what == "arrived") - is_result(m)
-        if in_flight > ran.plan.limits.concurrent:
+        if in_flight > ran.plan.limits.concurrency:
             yield f"{in_flight} at the same time, at {m.at}"
 
 
@@ -237,7 +237,7 @@ def nobody_waits_while_there_is_room(ran: Ran) -> Iterator[str]:
     As long may be lost as the tenth of a burst takes that is held back, for who was
     off while it paid, too; and who pays in parts looks ten times a second.
     """
-    plan, concurrent = ran.plan, ran.plan.limits.concurrent
+    plan, concurrency = ran.plan, ran.plan.limits.concurrency
     if not plan.knows_all or plan.journal:  # who asks the same waits for its answer
         return
     limits = [(plan.request_burst, plan.rpm), (plan.token_burst, plan.tpm)]
@@ -263,14 +263,14 @@ def nobody_waits_while_there_is_room(ran: Ran) -> Iterator[str]:
                 level is None or level > min(amount + burst / 5, burst - 1e-3)
                 for level, burst, amount in rooms
             )
-            has_room = has_room and bool(ready) and in_flight < concurrent
+            has_room = has_room and bool(ready) and in_flight < concurrency
             since = min(since, m.at) if has_room else math.inf
             if m.at - since > patience:
                 yield f"at {m.at}, {ready} could be sent since {since}: {m.detail}"
 
 
 def slots_are_used_while_there_are_questions(ran: Ran) -> Iterator[str]:
-    plan, concurrent = ran.plan, ran.plan.limits.concurrent
+    plan, concurrency = ran.plan, ran.plan.limits.concurrency
     is_plain = plan.consumers == 1 and not (plan.levels or plan.by_ask or plan.slow)
     if not is_plain or plan.in_order or plan.journal or "async" in plan.source:
         return
@@ -286,7 +286,7 @@ def slots_are_used_while_there_are_questions(ran: Ran) -> Iterator[str]:
             return
         elif m.what == "idle" and pulled < len(plan.questions):
             busy = m.detail[0] + sum(since <= m.at for since in wanted.values())
-            if busy < concurrent and begun < 2 * concurrent:
+            if busy < concurrency and begun < 2 * concurrency:
                 yield f"at {m.at}, {pulled} questions are pulled, and {begun} begun"
 
 
@@ -300,7 +300,7 @@ def a_question_is_begun_when_a_slot_is_free(ran: Ran) -> Iterator[str]:
             return
         if m.what in ("queued", "refused"):
             in_line.add(m.question)
-            is_over = in_flight + len(in_line) > plan.limits.concurrent
+            is_over = in_flight + len(in_line) > plan.limits.concurrency
             if m.what == "queued" and is_over:
                 yield f"{m.question} is begun at {m.at}, and {in_flight} in flight"
         elif m.what in ("arrived", "retried", "failed"):
@@ -361,9 +361,9 @@ def who_is_stopped_says_why(ran: Ran) -> Iterator[str]:
     stops = [m.at for m in first_life(ran) if m.what in ("stop", "exit")]
     for m in first_life(ran):
         how = m.detail[0] if m.what == "got" else ""
-        if how == Kind.CANCELLED and m.at < min(stops):
+        if how == FailureKind.CANCELLED and m.at < min(stops):
             yield f"{m.question} is cancelled at {m.at}"
-        elif how == Kind.DEADLINE and m.at < ran.plan.limits.deadline - EPS:
+        elif how == FailureKind.DEADLINE and m.at < ran.plan.limits.deadline - EPS:
             yield f"{m.question} is at its deadline at {m.at}"
 
 
@@ -404,7 +404,7 @@ def no_more_is_pulled_than_is_wanted(ran: Ran) -> Iterator[str]:
     for m in first_life(ran):
         counts[m.what] += 1
         ahead = counts["pulled"] - counts["got"]
-        if ahead > ran.plan.consumers * (4 * ran.plan.limits.concurrent + 2):
+        if ahead > ran.plan.consumers * (4 * ran.plan.limits.concurrency + 2):
             yield f"{ahead} are pulled and not taken"
 
 
@@ -517,7 +517,7 @@ def test_the_runs_go_everywhere() -> None:
     wanted = [*faults, *stops, *sources, "left", "retried", "agents", "resumed"]
     wanted += ["agents of agents", "hedged", "over the limit", "knows limits"]
     assert {what: seen[what] for what in [*wanted, "knows all"] if seen[what] < 8} == {}
-    assert set(ends) == set(Kind)
+    assert set(ends) == set(FailureKind)
 
 
 def is_hedged(ran: Ran) -> bool:

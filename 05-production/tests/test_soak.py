@@ -17,7 +17,7 @@ pytestmark = pytest.mark.load
 
 QUESTIONS = 100_000
 WARM_UP = 5_000
-LIMITS = Limits(concurrent=50)
+LIMITS = Limits(concurrency=50)
 
 
 @dataclass(frozen=True)
@@ -80,5 +80,5 @@ async def test_memory_stays_flat_and_nothing_is_left(
     assert set(sizes(tmp_path)) == {"run.db"}
     stats = model_server.stats()
     assert stats.connections_open == 0
-    assert stats.connections_opened <= 2 * LIMITS.concurrent
+    assert stats.connections_opened <= 2 * LIMITS.concurrency
     assert stats.received == len(stats.answers) == QUESTIONS

@@ -14,7 +14,7 @@ from racelab.server import serve
 
 QUESTIONS = [f"Question {number}?" for number in range(150)]
 # Nothing is final here: what is lost, the team has lost.
-STUBBORN: dict[str, Any] = {"attempts": 20, "backoff": 0.01, "free_retries": 1000}
+STUBBORN: dict[str, Any] = {"tries": 20, "backoff": 0.01, "free_retries": 1000}
 PROFILES = {
     "errors": (Fault("500", 0.1), Fault("503", 0.1, retry_after=0.01)),
     "broken": (Fault("reset", 0.1), Fault("cut", 0.1), Fault("malformed", 0.1)),
@@ -46,7 +46,7 @@ def are_complete(outcomes: dict[str, Outcome]) -> bool:
 
 @pytest.mark.parametrize("profile", PROFILES)
 async def test_no_trouble_loses_an_answer_or_pays_for_one_twice(profile: str) -> None:
-    limits = Limits(concurrent=15, **STUBBORN)
+    limits = Limits(concurrency=15, **STUBBORN)
     settings = Settings(latency=0.005, faults=PROFILES[profile])
     before = asyncio.all_tasks()
     async with serve(settings) as server:
@@ -60,12 +60,12 @@ async def test_no_trouble_loses_an_answer_or_pays_for_one_twice(profile: str) ->
     assert are_complete(outcomes)
     assert set(stats.faults) == {fault.kind for fault in PROFILES[profile]}
     assert dict(stats.answers) == dict.fromkeys(QUESTIONS, 1)
-    assert stats.received == sum(outcome.attempts for outcome in outcomes.values())
-    assert stats.largest_in_flight <= limits.concurrent
+    assert stats.received == sum(outcome.requests for outcome in outcomes.values())
+    assert stats.largest_in_flight <= limits.concurrency
 
 
 async def test_a_call_that_hangs_is_asked_again() -> None:
-    limits = Limits(concurrent=15, attempt=0.5, **STUBBORN)
+    limits = Limits(concurrency=15, timeout=0.5, **STUBBORN)
     settings = Settings(latency=0.005, faults=(Fault("hang", calls=(3, 60, 140)),))
     async with (
         serve(settings) as server,
@@ -81,7 +81,7 @@ async def test_a_call_that_hangs_is_asked_again() -> None:
 async def test_a_server_that_is_restarted_in_the_middle_loses_nothing(
     transport: Any,
 ) -> None:
-    limits = Limits(concurrent=15, **STUBBORN)
+    limits = Limits(concurrency=15, **STUBBORN)
     settings = Settings(latency=0.005)
     is_under_way, is_missed = asyncio.Event(), asyncio.Event()
     summary = Summary()
@@ -108,7 +108,7 @@ async def test_a_server_that_is_restarted_in_the_middle_loses_nothing(
     assert are_complete(outcomes)
     assert first.stats().answered >= 50
     assert second.stats().answered >= len(QUESTIONS) - first.stats().answered
-    sent = sum(outcome.attempts for outcome in outcomes.values())
+    sent = sum(outcome.requests for outcome in outcomes.values())
     assert first.stats().received + second.stats().received <= sent
 
 
@@ -121,7 +121,7 @@ async def test_a_server_that_is_restarted_in_the_middle_loses_nothing(
     ids=["requests", "tokens"],
 )
 async def test_under_a_rate_limit_nothing_is_refused(limit: dict[str, float]) -> None:
-    limits = Limits(concurrent=15, answer_tokens=100, **limit)
+    limits = Limits(concurrency=15, answer_tokens=100, **limit)
     settings = Settings(latency=0.02, **limit)  # type: ignore[arg-type]
     async with (
         serve(settings) as server,

@@ -120,4 +120,4 @@ def test_each_other_package_is_imported_by_one_file_and_no_environment_is_read()
         name: files
         for name, files in imports.items()
         if name not in sys.stdlib_module_names
-    } == {"openai": {"openai_ask.py"}, "aiolimiter": {"pace.py"}}
+    } == {"openai": {"openai_ask.py"}, "aiolimiter": {"rate_limiter.py"}}

@@ -18,15 +18,15 @@ from agents import (
     Answer,
     Ask,
     Event,
-    Kind,
+    FailureKind,
+    InvalidResponse,
     Limits,
     NestingError,
     Outcome,
-    Refused,
+    QuestionFailed,
+    StatusError,
     Summary,
     Team,
-    Unanswered,
-    Unreadable,
 )
 from agents.retry import backoff
 
@@ -100,7 +100,7 @@ async def a_team(
     for _ in range(3):  # what was broken off, and is just being closed by the loop
         await asyncio.sleep(0)
     assert asyncio.all_tasks() == before
-    assert await free_slots(team) == team.limits.concurrent
+    assert await free_slots(team) == team.limits.concurrency
     gc.collect(0)
     await asyncio.sleep(0)
     assert complaints == []
@@ -142,19 +142,19 @@ class Pulled:
 
 
 @virtual_time
-@pytest.mark.parametrize("concurrent", [1, 3, 10])
-async def test_no_more_calls_are_in_flight_than_the_limit(concurrent: int) -> None:
+@pytest.mark.parametrize("concurrency", [1, 3, 10])
+async def test_no_more_calls_are_in_flight_than_the_limit(concurrency: int) -> None:
     model = Model()
-    async with a_team(model, concurrent=concurrent) as team:
+    async with a_team(model, concurrency=concurrency) as team:
         assert kinds(await all_of(team.run(numbers(30)))) == {"answered": 30}
-    assert model.most == concurrent
-    assert now() == 30 / concurrent
+    assert model.most == concurrency
+    assert now() == 30 / concurrency
 
 
 @virtual_time
 async def test_two_runs_and_single_questions_share_the_slots_of_their_team() -> None:
     model = Model()
-    async with a_team(model, concurrent=3) as team:
+    async with a_team(model, concurrency=3) as team:
         runs = [all_of(team.run(numbers(6))) for _ in range(2)]
         await asyncio.gather(*runs, *map(team.ask, numbers(6)))
     assert model.most == 3
@@ -164,7 +164,7 @@ async def test_two_runs_and_single_questions_share_the_slots_of_their_team() -> 
 @virtual_time
 async def test_two_teams_share_nothing() -> None:
     model = Model()
-    async with a_team(model, concurrent=2) as one, a_team(model, concurrent=3) as two:
+    async with a_team(model, concurrency=2) as one, a_team(model, concurrency=3) as two:
         await asyncio.gather(*(all_of(team.run(numbers(9))) for team in (one, two)))
     assert model.most == 5
 
@@ -174,7 +174,7 @@ async def test_ten_thousand_answers_that_take_no_time() -> None:
     async def at_once(question: str) -> str:
         return question
 
-    async with a_team(at_once, concurrent=100) as team:
+    async with a_team(at_once, concurrency=100) as team:
         outcomes = await all_of(team.run(numbers(10_000), in_order=True))
     assert [outcome.text for outcome in outcomes] == numbers(10_000)
 
@@ -187,13 +187,13 @@ PASSING = [
     ConnectionError(),
     ConnectionResetError(),
     OSError(101, "Network is unreachable"),
-    Unreadable(),
-    *map(Refused, [408, 409, 429, 500, 502, 503, 504, 529]),
+    InvalidResponse(),
+    *map(StatusError, [408, 409, 429, 500, 502, 503, 504, 529]),
 ]
 FINAL = [
-    *map(Refused, [400, 401, 403, 404, 413, 422]),
-    Refused(429, code="insufficient_quota"),
-    Refused(429, code="insufficient_quota", retry_after=1),
+    *map(StatusError, [400, 401, 403, 404, 413, 422]),
+    StatusError(429, code="insufficient_quota"),
+    StatusError(429, code="insufficient_quota", retry_after=1),
     FileNotFoundError(2, "No such file", "prompt.txt"),
     ValueError(),
     KeyError("a bug"),
@@ -206,7 +206,7 @@ async def test_what_may_pass_is_tried_again(error: Exception) -> None:
     model = Model(error)
     async with a_team(model) as team:
         outcome = await team.ask("Why?")
-    assert (outcome.text, outcome.attempts) == ("Why?!", 2)
+    assert (outcome.text, outcome.requests) == ("Why?!", 2)
 
 
 @virtual_time
@@ -217,7 +217,7 @@ async def test_what_will_not_pass_is_not_tried_again(error: Exception) -> None:
         outcome = await team.ask("Why?")
     assert outcome.failure is not None
     assert outcome.failure.cause is error
-    assert outcome.attempts == len(model.asked) == 1
+    assert outcome.requests == len(model.asked) == 1
 
 
 @pytest.mark.parametrize(
@@ -235,17 +235,17 @@ def test_backoff_is_anything_up_to_twice_the_time_before(
 
 @virtual_time
 async def test_the_last_try_is_not_followed_by_a_wait() -> None:
-    model = Model(*[Refused(500)] * 9)
-    async with a_team(model, Longest(), attempts=3, backoff=4) as team:
+    model = Model(*[StatusError(500)] * 9)
+    async with a_team(model, Longest(), tries=3, backoff=4) as team:
         outcome = await team.ask("Why?")
     assert model.at == [0, 1 + 4, 1 + 4 + 1 + 8]
     assert now() == 15
-    assert (outcome.attempts, outcome.waited, outcome.in_flight) == (3, 12, 3)
+    assert (outcome.requests, outcome.waited, outcome.in_flight) == (3, 12, 3)
 
 
 @virtual_time
 async def test_a_server_that_names_a_time_is_not_asked_earlier() -> None:
-    model = Model(Refused(503, retry_after=20))
+    model = Model(StatusError(503, retry_after=20))
     async with a_team(model, Shortest()) as team:
         await team.ask("Why?")
     assert model.at == [0, 21]
@@ -253,8 +253,8 @@ async def test_a_server_that_names_a_time_is_not_asked_earlier() -> None:
 
 @virtual_time
 async def test_while_one_waits_for_its_next_try_others_use_its_slot() -> None:
-    model = Model(Refused(500))
-    async with a_team(model, Longest(), concurrent=1, backoff=10) as team:
+    model = Model(StatusError(500))
+    async with a_team(model, Longest(), concurrency=1, backoff=10) as team:
         await all_of(team.run(["a", "b", "c"]))
     assert model.asked == ["a", "b", "c", "a"]
     assert model.at == [0, 1, 2, 11]
@@ -265,20 +265,20 @@ async def test_while_one_waits_for_its_next_try_others_use_its_slot() -> None:
 async def test_the_whole_run_has_a_budget_of_retries(
     free: int, share: float, most: int
 ) -> None:
-    model = Model(*[Refused(500)] * 100)
+    model = Model(*[StatusError(500)] * 100)
     budget = {"free_retries": free, "retry_share": share}
-    async with a_team(model, concurrent=10, **budget) as team:
+    async with a_team(model, concurrency=10, **budget) as team:
         outcomes = await all_of(team.run(numbers(10)))
-    assert kinds(outcomes) == {Kind.REFUSED: 10}
+    assert kinds(outcomes) == {FailureKind.REFUSED: 10}
     assert len(model.asked) == 10 + most
 
 
 @virtual_time
 async def test_what_will_not_pass_spends_nothing_of_the_budget() -> None:
-    model = Model(*[Refused(400)] * 5, Refused(500))
-    async with a_team(model, concurrent=1, free_retries=1, retry_share=0) as team:
+    model = Model(*[StatusError(400)] * 5, StatusError(500))
+    async with a_team(model, concurrency=1, free_retries=1, retry_share=0) as team:
         outcomes = await all_of(team.run(numbers(6)))
-    assert kinds(outcomes) == {Kind.REFUSED: 5, "answered": 1}
+    assert kinds(outcomes) == {FailureKind.REFUSED: 5, "answered": 1}
 
 
 # A refusal with a wait
@@ -286,19 +286,19 @@ async def test_what_will_not_pass_spends_nothing_of_the_budget() -> None:
 
 @virtual_time
 async def test_a_429_stops_all_and_its_try_is_not_counted() -> None:
-    model = Model(Refused(429, retry_after=8))
-    limits = {"attempts": 1, "free_retries": 0, "retry_share": 0}
-    async with a_team(model, Longest(), concurrent=1, **limits) as team:
+    model = Model(StatusError(429, retry_after=8))
+    limits = {"tries": 1, "free_retries": 0, "retry_share": 0}
+    async with a_team(model, Longest(), concurrency=1, **limits) as team:
         outcomes = await all_of(team.run(["a", "b"]))
     assert kinds(outcomes) == {"answered": 2}
     assert model.asked == ["a", "a", "b"]  # the refused one first
     assert model.at == [0, 11, 12]
-    assert (outcomes[0].attempts, outcomes[0].waited) == (2, 10)
+    assert (outcomes[0].requests, outcomes[0].waited) == (2, 10)
 
 
 @virtual_time
 async def test_a_refused_call_goes_first_before_those_who_were_in_line() -> None:
-    model = Model(Refused(429, retry_after=8), seconds=0.5)
+    model = Model(StatusError(429, retry_after=8), seconds=0.5)
     async with a_team(model, Longest(), rpm=60, request_burst=1) as team:
         await all_of(team.run(["a", "b", "c"]))
     assert model.asked == ["a", "a", "b", "c"]
@@ -307,19 +307,19 @@ async def test_a_refused_call_goes_first_before_those_who_were_in_line() -> None
 
 @virtual_time
 async def test_a_429_that_names_no_time_is_a_failed_try() -> None:
-    model = Model(*[Refused(429)] * 9)
-    async with a_team(model, attempts=2) as team:
+    model = Model(*[StatusError(429)] * 9)
+    async with a_team(model, tries=2) as team:
         outcome = await team.ask("Why?")
-    assert outcome.attempts == len(model.asked) == 2
+    assert outcome.requests == len(model.asked) == 2
 
 
 @virtual_time
 async def test_who_is_refused_for_ever_is_given_up() -> None:
-    model = Model(*[Refused(429, retry_after=1)] * 99)
-    async with a_team(model, attempts=1, refusals=5) as team:
+    model = Model(*[StatusError(429, retry_after=1)] * 99)
+    async with a_team(model, tries=1, refusals=5) as team:
         outcome = await team.ask("Why?")
-    assert kinds([outcome]) == {Kind.REFUSED: 1}
-    assert outcome.attempts == 1 + 5
+    assert kinds([outcome]) == {FailureKind.REFUSED: 1}
+    assert outcome.requests == 1 + 5
 
 
 @virtual_time
@@ -327,10 +327,10 @@ async def test_tokens_of_a_refused_request_are_given_back_but_not_of_a_failed_on
     None
 ):
     for status, second in [(400, 0), (429, 0), (500, 80)]:
-        model = Model(Refused(status), seconds=0)
+        model = Model(StatusError(status), seconds=0)
         begun = now()
-        limits = {"tpm": 60, "token_burst": 100, "answer_tokens": 90, "attempts": 1}
-        async with a_team(model, concurrent=1, **limits) as team:
+        limits = {"tpm": 60, "token_burst": 100, "answer_tokens": 90, "tries": 1}
+        async with a_team(model, concurrency=1, **limits) as team:
             await all_of(team.run(["", ""]))
         assert model.at[1] - begun == pytest.approx(second, abs=1)
 
@@ -341,24 +341,24 @@ async def test_tokens_of_a_refused_request_are_given_back_but_not_of_a_failed_on
 @virtual_time
 async def test_each_try_has_its_time() -> None:
     model = Model(seconds=100)
-    async with a_team(model, Longest(), attempt=2, attempts=3, backoff=1) as team:
+    async with a_team(model, Longest(), timeout=2, tries=3, backoff=1) as team:
         outcome = await team.ask("Why?")
-    assert kinds([outcome]) == {Kind.TIMED_OUT: 1}
+    assert kinds([outcome]) == {FailureKind.TIMED_OUT: 1}
     assert model.at == [0, 3, 7]
-    assert (outcome.attempts, outcome.in_flight, outcome.waited) == (3, 6, 3)
+    assert (outcome.requests, outcome.in_flight, outcome.waited) == (3, 6, 3)
     assert model.in_flight == 0
 
 
 @virtual_time
 async def test_at_the_deadline_what_is_done_is_kept_and_the_rest_is_named() -> None:
     model = Model(seconds=3)
-    async with a_team(model, concurrent=2, deadline=7) as team:
+    async with a_team(model, concurrency=2, deadline=7) as team:
         outcomes = await all_of(team.run(numbers(10)))
         assert now() == 7
     assert sorted(outcome.question for outcome in outcomes) == numbers(10)
-    assert kinds(outcomes) == {"answered": 4, Kind.DEADLINE: 6}
+    assert kinds(outcomes) == {"answered": 4, FailureKind.DEADLINE: 6}
     assert model.in_flight == 0
-    cancelled = [o for o in outcomes if o.failure and o.attempts]
+    cancelled = [o for o in outcomes if o.failure and o.requests]
     assert [(o.waited, o.in_flight) for o in cancelled] == [(0, 1), (0, 1)]
 
 
@@ -368,7 +368,7 @@ async def test_an_answer_in_the_moment_of_the_deadline_is_one_outcome(
     in_order: bool,
 ) -> None:
     model = Model(seconds=1)
-    async with a_team(model, concurrent=2, deadline=3) as team:
+    async with a_team(model, concurrency=2, deadline=3) as team:
         outcomes = await all_of(team.run(numbers(10), in_order=in_order))
     assert sorted(outcome.question for outcome in outcomes) == numbers(10)
     assert all((o.answer is None) != (o.failure is None) for o in outcomes)
@@ -379,10 +379,10 @@ async def test_an_answer_in_the_moment_of_the_deadline_is_one_outcome(
 @pytest.mark.parametrize(
     ("fault", "limits"),
     [
-        (Refused(500), {"backoff": 50, "longest_backoff": 50}),
-        (Refused(429, retry_after=50), {}),
-        (Refused(429, retry_after=50), {"rpm": 1, "request_burst": 1}),
-        (None, {"attempt": 50}),
+        (StatusError(500), {"backoff": 50, "longest_backoff": 50}),
+        (StatusError(429, retry_after=50), {}),
+        (StatusError(429, retry_after=50), {"rpm": 1, "request_burst": 1}),
+        (None, {"timeout": 50}),
     ],
 )
 async def test_the_deadline_comes_in_time_wherever_a_question_waits(
@@ -393,8 +393,8 @@ async def test_the_deadline_comes_in_time_wherever_a_question_waits(
         outcome = await team.ask("Why?")
         assert now() == 10
         late = await team.ask("And now?")
-    assert kinds([outcome, late]) == {Kind.DEADLINE: 2}
-    assert late.attempts == 0
+    assert kinds([outcome, late]) == {FailureKind.DEADLINE: 2}
+    assert late.requests == 0
 
 
 @virtual_time
@@ -404,53 +404,53 @@ async def test_a_timeout_of_the_ask_itself_is_not_the_teams_deadline() -> None:
             await asyncio.sleep(2)
         return "Never."
 
-    async with a_team(impatient, attempts=1) as team:
-        assert kinds([await team.ask("Why?")]) == {Kind.TIMED_OUT: 1}
+    async with a_team(impatient, tries=1) as team:
+        assert kinds([await team.ask("Why?")]) == {FailureKind.TIMED_OUT: 1}
 
 
 @virtual_time
 async def test_infinity_is_a_time_for_those_who_say_so() -> None:
     model = Model(seconds=1e9)
-    async with a_team(model, attempt=math.inf, deadline=math.inf) as team:
+    async with a_team(model, timeout=math.inf, deadline=math.inf) as team:
         assert (await team.ask("Why?")).in_flight == 1e9
 
 
-# Stop
+# Shutdown
 
 
 @virtual_time
 async def test_cancelling_ends_everything_at_once_and_keeps_what_is_done() -> None:
     model = Model(seconds=3)
-    async with a_team(model, concurrent=2) as team:
+    async with a_team(model, concurrency=2) as team:
         asyncio.get_running_loop().call_later(4, team.cancel)
         outcomes = await all_of(team.run(numbers(10)))
         assert now() == 4
         assert model.in_flight == 0
-    assert kinds(outcomes) == {"answered": 2, Kind.CANCELLED: 8}
+    assert kinds(outcomes) == {"answered": 2, FailureKind.CANCELLED: 8}
     assert len({outcome.question for outcome in outcomes}) == 10
 
 
 @virtual_time
 async def test_draining_lets_finish_what_is_in_flight_and_begins_nothing() -> None:
     model = Model(seconds=3)
-    async with a_team(model, concurrent=2) as team:
+    async with a_team(model, concurrency=2) as team:
         asyncio.get_running_loop().call_later(4, team.drain, 60)
         outcomes = await all_of(team.run(numbers(10)))
         assert now() == 6
     answered = [outcome for outcome in outcomes if outcome.answer]
     assert len(answered) >= 4  # two are done, two in flight
     assert len(model.asked) == len(answered)
-    assert kinds(outcomes)[Kind.CANCELLED] == 10 - len(answered)
+    assert kinds(outcomes)[FailureKind.CANCELLED] == 10 - len(answered)
 
 
 @virtual_time
 async def test_draining_ends_with_its_grace() -> None:
-    async with a_team(never, concurrent=2) as team:
+    async with a_team(never, concurrency=2) as team:
         asyncio.get_running_loop().call_later(4, team.drain, 3)
         asyncio.get_running_loop().call_later(6, team.drain, 3)  # says nothing new
         outcomes = await all_of(team.run(numbers(10)))
         assert now() == 7
-    assert kinds(outcomes) == {Kind.CANCELLED: 10}
+    assert kinds(outcomes) == {FailureKind.CANCELLED: 10}
 
 
 @virtual_time
@@ -461,7 +461,7 @@ async def test_leaving_the_team_ends_what_others_still_wait_for() -> None:
         await asyncio.sleep(1)
         before = asyncio.all_tasks()
         team.cancel()
-        assert kinds([await one, *await many]) == {Kind.CANCELLED: 4}
+        assert kinds([await one, *await many]) == {FailureKind.CANCELLED: 4}
         assert asyncio.all_tasks() < before
 
 
@@ -502,19 +502,19 @@ async def test_outside_its_block_a_team_says_how_to_use_it(questions: Any) -> No
 
 @virtual_time
 async def test_an_outcome_says_what_its_question_has_cost() -> None:
-    model = Model(Refused(500), Refused(429, retry_after=8), seconds=2)
+    model = Model(StatusError(500), StatusError(429, retry_after=8), seconds=2)
     async with a_team(model, Longest(), backoff=4) as team:
         outcome = await team.ask("Why?")
     assert outcome.question == "Why?"
     assert outcome.answer == Answer("Why?!", 10, 5)
-    assert (outcome.attempts, outcome.tokens) == (3, 15)
+    assert (outcome.requests, outcome.tokens) == (3, 15)
     assert (outcome.in_flight, outcome.waited) == (6, 4 + 10)
     assert outcome.failure is None
 
 
 @virtual_time
 async def test_waiting_for_a_slot_is_waiting() -> None:
-    async with a_team(Model(), concurrent=1) as team:
+    async with a_team(Model(), concurrency=1) as team:
         both = await asyncio.gather(team.ask("a"), team.ask("b"))
     assert [(outcome.waited, outcome.in_flight) for outcome in both] == [(0, 1), (1, 1)]
 
@@ -523,18 +523,18 @@ async def test_waiting_for_a_slot_is_waiting() -> None:
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
-        (Refused(400, "bad"), Kind.REFUSED),
-        (TimeoutError("late"), Kind.TIMED_OUT),
-        (ConnectionError("reset"), Kind.UNREACHABLE),
-        (Unreadable("half"), Kind.INVALID),
-        (ZeroDivisionError("oh"), Kind.CRASHED),
-        (asyncio.CancelledError(), Kind.CRASHED),
+        (StatusError(400, "bad"), FailureKind.REFUSED),
+        (TimeoutError("late"), FailureKind.TIMED_OUT),
+        (ConnectionError("reset"), FailureKind.UNREACHABLE),
+        (InvalidResponse("half"), FailureKind.INVALID),
+        (ZeroDivisionError("oh"), FailureKind.CRASHED),
+        (asyncio.CancelledError(), FailureKind.CRASHED),
     ],
 )
 async def test_one_failure_is_one_outcome_and_loses_no_other(
-    fault: BaseException, kind: Kind
+    fault: BaseException, kind: FailureKind
 ) -> None:
-    async with a_team(Model(fault), attempts=1) as team:
+    async with a_team(Model(fault), tries=1) as team:
         outcomes = await all_of(team.run(["bad", "good", "better"]))
     failed = [outcome for outcome in outcomes if outcome.failure]
     assert kinds(outcomes) == {kind: 1, "answered": 2}
@@ -542,7 +542,7 @@ async def test_one_failure_is_one_outcome_and_loses_no_other(
     assert failed[0].failure is not None
     assert failed[0].failure.cause is fault
     assert failed[0].failure.says == (str(fault) or "CancelledError")
-    with pytest.raises(Unanswered, match=f"{kind}: "):
+    with pytest.raises(QuestionFailed, match=f"{kind}: "):
         _ = failed[0].text
 
 
@@ -554,7 +554,7 @@ async def test_an_answer_that_is_none_is_a_failure(nothing: Any) -> None:
 
     async with a_team(says) as team:
         outcomes = [await team.ask("a"), *await all_of(team.run(["b"], agent=says))]
-    assert kinds(outcomes) == {Kind.CRASHED: 2}
+    assert kinds(outcomes) == {FailureKind.CRASHED: 2}
 
 
 @virtual_time
@@ -562,8 +562,8 @@ async def test_a_question_that_never_fits_fails_at_once_and_others_do_not() -> N
     model = Model()
     async with a_team(model, tpm=1_000, answer_tokens=10) as team:
         outcomes = await all_of(team.run(["short", "long" * 1_000], in_order=True))
-    assert kinds(outcomes) == {"answered": 1, Kind.INVALID: 1}
-    assert outcomes[1].attempts == 0
+    assert kinds(outcomes) == {"answered": 1, FailureKind.INVALID: 1}
+    assert outcomes[1].requests == 0
     assert outcomes[1].failure is not None
     assert "more than the 1000" in outcomes[1].failure.says
 
@@ -572,7 +572,7 @@ async def test_a_question_that_never_fits_fails_at_once_and_others_do_not() -> N
 async def test_the_callers_estimate_is_what_is_reserved() -> None:
     limits = Limits(tpm=600, token_burst=100)
     async with Team(Model(), limits, estimate=lambda question: 101) as team:
-        assert kinds([await team.ask("")]) == {Kind.INVALID: 1}
+        assert kinds([await team.ask("")]) == {FailureKind.INVALID: 1}
 
 
 @virtual_time
@@ -598,7 +598,7 @@ async def test_the_same_question_twice_is_two_outcomes() -> None:
 @pytest.mark.parametrize("in_order", [False, True])
 async def test_questions_are_pulled_only_as_slots_free_up(in_order: bool) -> None:
     pulled, model = Pulled(), Model(seconds=10)
-    async with a_team(model, concurrent=3) as team:
+    async with a_team(model, concurrency=3) as team:
         run = team.run(pulled, in_order=in_order)
         first = asyncio.ensure_future(anext(run))
         await asyncio.sleep(5)
@@ -612,7 +612,7 @@ async def test_questions_are_pulled_only_as_slots_free_up(in_order: bool) -> Non
 async def test_a_slow_consumer_slows_the_team_down(in_order: bool) -> None:
     pulled, model = Pulled(), Model(seconds=1)
     async with (
-        a_team(model, concurrent=3) as team,
+        a_team(model, concurrency=3) as team,
         aclosing(team.run(pulled, in_order=in_order)) as run,
     ):
         consumed = 0
@@ -632,7 +632,7 @@ async def test_one_slow_answer_in_order_holds_up_no_more_than_a_few() -> None:
         await asyncio.sleep(1000 if question == "question 1" else 1)
         return "Yes."
 
-    async with a_team(first_is_slow, concurrent=3, attempt=2000) as team:
+    async with a_team(first_is_slow, concurrency=3, timeout=2000) as team:
         run = team.run(pulled, in_order=True)
         assert (await anext(run)).question == "question 1"
         assert now() == 1000
@@ -643,8 +643,10 @@ async def test_one_slow_answer_in_order_holds_up_no_more_than_a_few() -> None:
 @virtual_time
 async def test_who_waits_for_a_next_try_does_not_stop_the_pulling_at_once() -> None:
     """Nor does it go on for ever: as many may wait as have slots."""
-    pulled, model = Pulled(), Model(*[Refused(500)] * 99, seconds=1)
-    async with a_team(model, Longest(), concurrent=3, backoff=900, deadline=90) as team:
+    pulled, model = Pulled(), Model(*[StatusError(500)] * 99, seconds=1)
+    async with a_team(
+        model, Longest(), concurrency=3, backoff=900, deadline=90
+    ) as team:
         run = team.run(pulled)
         await anext(run)
         assert 2 * 3 <= pulled.count <= 2 * 3 + 1
@@ -665,10 +667,11 @@ async def test_an_async_iterable_may_keep_the_team_waiting() -> None:
 
 @virtual_time
 @pytest.mark.parametrize(
-    ("stop", "kind"), [("cancel", Kind.CANCELLED), ("deadline", Kind.DEADLINE)]
+    ("stop", "kind"),
+    [("cancel", FailureKind.CANCELLED), ("deadline", FailureKind.DEADLINE)],
 )
 async def test_an_iterable_that_blocks_for_ever_is_left_when_the_team_stops(
-    stop: str, kind: Kind
+    stop: str, kind: FailureKind
 ) -> None:
     async def come() -> AsyncIterator[str]:
         yield "1"
@@ -740,7 +743,7 @@ async def test_a_bug_in_the_estimate_is_raised_once_and_no_more_is_heard_of_it()
 async def test_whoever_cancels_the_workers_does_not_hang_the_run(
     in_order: bool,
 ) -> None:
-    async with a_team(never, concurrent=2) as team:
+    async with a_team(never, concurrency=2) as team:
         before = asyncio.all_tasks()
         run = asyncio.create_task(all_of(team.run(["a", "b"], in_order=in_order)))
         await asyncio.sleep(1)
@@ -766,7 +769,7 @@ async def test_who_breaks_off_leaves_nothing_behind(
 ) -> None:
     """Whether closed or only left, however soon after that the team ends."""
     pulled, model = Pulled(), Model(seconds=1)
-    async with a_team(model, concurrent=3) as team:
+    async with a_team(model, concurrency=3) as team:
         run = team.run(pulled, in_order=in_order)
         async for _ in run:
             break
@@ -786,9 +789,9 @@ async def test_who_breaks_off_leaves_nothing_behind(
 
 
 @virtual_time
-@pytest.mark.parametrize("concurrent", [1, 2])
+@pytest.mark.parametrize("concurrency", [1, 2])
 async def test_agents_that_ask_agents_finish_with_a_single_slot(
-    concurrent: int,
+    concurrency: int,
 ) -> None:
     model = Model()
 
@@ -800,11 +803,11 @@ async def test_agents_that_ask_agents_finish_with_a_single_slot(
         run = team.run([question + "a", question + "b"], agent=tree, in_order=True)
         return " ".join([own, *[outcome.text async for outcome in run]])
 
-    async with a_team(model, concurrent=concurrent) as team:
+    async with a_team(model, concurrency=concurrency) as team:
         outcomes = await all_of(team.run(["x", "y"], agent=tree))
     assert [len(outcome.text.split()) for outcome in outcomes] == [15, 15]
-    assert model.most == concurrent
-    assert now() == 30 / concurrent
+    assert model.most == concurrency
+    assert now() == 30 / concurrency
 
 
 @virtual_time
@@ -844,7 +847,7 @@ async def test_a_call_that_asks_its_own_team_is_a_clear_error(
     async def runs(question: str) -> str:
         return (await anext(team.run([question]))).text
 
-    async with a_team(asks, concurrent=1, hedge=hedge) as team:
+    async with a_team(asks, concurrency=1, hedge=hedge) as team:
         for ask in (asks, runs):
             outcome = await team.ask("Why?", ask)
             assert outcome.failure is not None
@@ -854,12 +857,12 @@ async def test_a_call_that_asks_its_own_team_is_a_clear_error(
 
 @virtual_time
 async def test_a_call_may_ask_another_team() -> None:
-    async with a_team(Model(), concurrent=1) as other:
+    async with a_team(Model(), concurrency=1) as other:
 
         async def asks(question: str) -> str:
             return (await other.ask(question)).text
 
-        async with a_team(asks, concurrent=1) as team:
+        async with a_team(asks, concurrency=1) as team:
             assert (await team.ask("Why?")).text == "Why?!"
 
 
@@ -870,7 +873,7 @@ async def test_an_agent_may_ask_when_the_call_before_is_over() -> None:
             question = (await team.ask(question + number)).text
         return question
 
-    async with a_team(Model(), concurrent=1) as team:
+    async with a_team(Model(), concurrency=1) as team:
         [outcome] = await all_of(team.run(["x"], agent=agent))
     assert outcome.text == "x1!2!3!"
 
@@ -880,9 +883,9 @@ async def test_an_agents_failure_has_the_kind_of_what_it_could_not_get() -> None
     async def agent(question: str) -> str:
         return (await team.ask(question)).text
 
-    async with a_team(Model(Refused(400))) as team:
+    async with a_team(Model(StatusError(400))) as team:
         [outcome] = await all_of(team.run(["x"], agent=agent))
-    assert kinds([outcome]) == {Kind.REFUSED: 1}
+    assert kinds([outcome]) == {FailureKind.REFUSED: 1}
 
 
 @virtual_time
@@ -891,7 +894,9 @@ async def test_the_deadline_ends_agents_too() -> None:
         return (await anext(team.run([question], agent=never))).text
 
     async with a_team(never, deadline=5) as team:
-        assert kinds(await all_of(team.run("abc", agent=agent))) == {Kind.DEADLINE: 3}
+        assert kinds(await all_of(team.run("abc", agent=agent))) == {
+            FailureKind.DEADLINE: 3
+        }
         assert now() == 5
 
 
@@ -921,21 +926,21 @@ async def test_a_hedge_is_sent_after_its_time_and_the_first_answer_counts() -> N
         assert now() == 6
         assert model.in_flight == 0  # the other one is cancelled
     assert model.at == [0, 5]
-    assert (outcome.attempts, outcome.tokens) == (2, 15)
+    assert (outcome.requests, outcome.tokens) == (2, 15)
 
 
 @virtual_time
 async def test_an_answer_in_time_needs_no_hedge() -> None:
     model, ask = in_turn(4)
     async with a_team(ask, hedge=5) as team:
-        assert (await team.ask("Why?")).attempts == 1
+        assert (await team.ask("Why?")).requests == 1
     assert model.at == [0]
 
 
 @virtual_time
 async def test_without_a_free_slot_there_is_no_hedge() -> None:
     model, ask = in_turn(100, 100)
-    async with a_team(ask, hedge=5, concurrent=2, attempt=1000) as team:
+    async with a_team(ask, hedge=5, concurrency=2, timeout=1000) as team:
         assert kinds(await all_of(team.run(["a", "b"]))) == {"answered": 2}
     assert (model.at, now()) == ([0, 0], 100)
     assert model.most == 2
@@ -944,7 +949,7 @@ async def test_without_a_free_slot_there_is_no_hedge() -> None:
 @virtual_time
 async def test_a_hedges_slot_counts() -> None:
     model, ask = in_turn(100, 20, 1)
-    async with a_team(ask, hedge=5, concurrent=2) as team:
+    async with a_team(ask, hedge=5, concurrency=2) as team:
         a = asyncio.create_task(team.ask("a"))
         await asyncio.sleep(6)
         await team.ask("b")
@@ -956,18 +961,20 @@ async def test_a_hedges_slot_counts() -> None:
 @virtual_time
 @pytest.mark.parametrize("first", [True, False])
 async def test_if_one_of_both_fails_the_other_counts(first: bool) -> None:
-    model, ask = in_turn(*((5.5, Refused(500)) if first else (100, Refused(500))))
-    async with a_team(ask, hedge=5, attempt=50 if first else 200) as team:
-        assert (await team.ask("Why?")).attempts == 2
+    model, ask = in_turn(
+        *((5.5, StatusError(500)) if first else (100, StatusError(500)))
+    )
+    async with a_team(ask, hedge=5, timeout=50 if first else 200) as team:
+        assert (await team.ask("Why?")).requests == 2
     assert model.at == [0, 5]
 
 
 @virtual_time
 async def test_if_both_fail_it_is_one_failed_try() -> None:
     model, ask = in_turn(100, 100, 1)
-    async with a_team(ask, Shortest(), hedge=5, attempt=10, attempts=2) as team:
+    async with a_team(ask, Shortest(), hedge=5, timeout=10, tries=2) as team:
         outcome = await team.ask("Why?")
-    assert outcome.attempts == 3
+    assert outcome.requests == 3
     assert model.at == [0, 5, 15]
 
 
@@ -975,21 +982,21 @@ async def test_if_both_fail_it_is_one_failed_try() -> None:
 async def test_time_in_line_is_not_time_in_flight() -> None:
     """The second question waits a minute for the rate: that is no reason to hedge."""
     model, ask = in_turn(3, 3)
-    limits = {"rpm": 1, "request_burst": 1, "attempt": 10}
-    async with a_team(ask, hedge=5, concurrent=9, **limits) as team:
+    limits = {"rpm": 1, "request_burst": 1, "timeout": 10}
+    async with a_team(ask, hedge=5, concurrency=9, **limits) as team:
         outcomes = await all_of(team.run(["a", "b"]))
         await asyncio.sleep(300)
-    assert [outcome.attempts for outcome in outcomes] == [1, 1]
+    assert [outcome.requests for outcome in outcomes] == [1, 1]
     assert len(model.at) == 2
 
 
 @virtual_time
 async def test_a_hedge_that_is_refused_stops_all_like_any_other() -> None:
-    model, ask = in_turn(30, Refused(429, retry_after=8), 1)
+    model, ask = in_turn(30, StatusError(429, retry_after=8), 1)
     async with a_team(ask, Longest(), hedge=5) as team:
         outcome = await team.ask("Why?")
     assert model.at == [0, 5, 16]
-    assert (outcome.attempts, now()) == (3, 17)
+    assert (outcome.requests, now()) == (3, 17)
 
 
 # Limits
@@ -998,9 +1005,9 @@ async def test_a_hedge_that_is_refused_stops_all_like_any_other() -> None:
 @pytest.mark.parametrize(
     ("name", "values", "says"),
     [
-        ("concurrent", [0, -1, 1.5, True, None, "3"], "a whole number from 1"),
+        ("concurrency", [0, -1, 1.5, True, None, "3"], "a whole number from 1"),
         ("depth", [0, 1.0], "a whole number from 1"),
-        ("attempts", [0, math.nan], "a whole number from 1"),
+        ("tries", [0, math.nan], "a whole number from 1"),
         ("answer_tokens", [-1, 0.5], "a whole number from 0"),
         ("refusals", [-1, None], "a whole number from 0"),
         ("free_retries", [-1, math.inf], "a whole number from 0"),
@@ -1009,7 +1016,7 @@ async def test_a_hedge_that_is_refused_stops_all_like_any_other() -> None:
         ("request_burst", [0, math.inf], "a number from 1"),
         ("token_burst", [0, math.inf], "a number from 1"),
         ("connect", [0, -1, None, math.nan], "a number from 0.001"),
-        ("attempt", [0, None], "a number from 0.001"),
+        ("timeout", [0, None], "a number from 0.001"),
         ("deadline", [0, None, "1 h"], "a number from 0.001"),
         ("hedge", [0, -1, math.nan], "a number from 0.001"),
         ("backoff", [-1, None, math.inf], "a number from 0"),
@@ -1049,8 +1056,8 @@ async def test_an_observer_that_raises_does_not_stop_the_work(
 @virtual_time
 async def test_the_same_randomness_is_the_same_run() -> None:
     async def run() -> list[float]:
-        model, begun = Model(*[Refused(500)] * 20), now()
-        async with a_team(model, Random(7), concurrent=4, free_retries=99) as team:
+        model, begun = Model(*[StatusError(500)] * 20), now()
+        async with a_team(model, Random(7), concurrency=4, free_retries=99) as team:
             await all_of(team.run(numbers(9)))
         return [round(at - begun, 6) for at in model.at]
 
@@ -1060,12 +1067,12 @@ async def test_the_same_randomness_is_the_same_run() -> None:
 
 
 CHAOS: list[Callable[[], BaseException]] = [
-    lambda: Refused(500),
-    lambda: Refused(429, retry_after=3),
-    lambda: Refused(400),
+    lambda: StatusError(500),
+    lambda: StatusError(429, retry_after=3),
+    lambda: StatusError(400),
     ConnectionError,
     TimeoutError,
-    Unreadable,
+    InvalidResponse,
     asyncio.CancelledError,
     ZeroDivisionError,
 ]
@@ -1086,11 +1093,11 @@ async def test_whatever_fails_each_question_ends_once_and_the_counts_agree(
             raise rng.choice(CHAOS)()
         return Answer(question, rng.randint(0, 9), 1)
 
-    limits = {"rpm": 600, "tpm": 60_000, "attempt": 5, "deadline": 60, "hedge": 2}
-    async with a_team(chaos, rng, summary, concurrent=5, **limits) as team:
+    limits = {"rpm": 600, "tpm": 60_000, "timeout": 5, "deadline": 60, "hedge": 2}
+    async with a_team(chaos, rng, summary, concurrency=5, **limits) as team:
         outcomes = await all_of(team.run(numbers(100), in_order=seed % 2 == 1))
     assert sorted(o.question for o in outcomes) == sorted(numbers(100))
-    assert sum(outcome.attempts for outcome in outcomes) == sent == summary["sent"]
+    assert sum(outcome.requests for outcome in outcomes) == sent == summary["sent"]
     assert summary.open == 0
     answered = sum(outcome.answer is not None for outcome in outcomes)
     assert (summary["queued"], summary["answered"]) == (100, answered)

@@ -4,10 +4,10 @@ Loaded by `.pytest.ini`. Fixtures:
 
 - `model_server`: one local model server per session, reset before each test;
 - `script`: run a script as a reader does, in a process of its own;
-- `lesson`: load a script as a module, to call its `run(...)`;
-- `play`: run a script's `main()` in this process, on the session's server;
+- `load_script`: load a script as a module, to call its `run(...)`;
+- `run_inprocess`: run a script's `main()` in this process, on the session's server;
 - `stale`: the blocks of a README that its scripts no longer print;
-- `often`: threads take turns as usual, and then as often as they can;
+- `switch_intervals`: threads take turns as usual, and then as often as they can;
 - `load_report`: what load tests measure, printed at the end, see `racelab.pytest.load`.
 
 Markers: `virtual_time` runs an async test in virtual time, see `racelab.explore.clock`;
@@ -34,7 +34,7 @@ import pytest
 
 from racelab import guard
 from racelab.explore import clock
-from racelab.process import LocalServer, local_server, share
+from racelab.process import LocalServer, local_server, reuse_server
 from racelab.pytest import chart
 from racelab.pytest.load import LoadReport
 from racelab.pytest.readme import command_of, stale_blocks
@@ -76,7 +76,7 @@ class Ran:
 
 
 RunScript = Callable[..., Ran]
-Load = Callable[[str], ModuleType]
+LoadScript = Callable[[str], ModuleType]
 Stale = Callable[[Path], list[str]]
 
 
@@ -266,9 +266,9 @@ def stale(reader: Reader) -> Stale:
     return partial(stale_blocks, first=reader.output)
 
 
-@pytest.fixture
-def lesson(request: pytest.FixtureRequest) -> Load:
-    """`lesson("broken_agents.py")` is a script of the test's chapter as a module."""
+@pytest.fixture(name="load_script")
+def load_script_of_chapter(request: pytest.FixtureRequest) -> LoadScript:
+    """`load_script("broken_agents.py")` is a script of the chapter as a module."""
 
     def load(name: str) -> ModuleType:
         return load_script(chapter_of(request.path) / name)
@@ -277,8 +277,11 @@ def lesson(request: pytest.FixtureRequest) -> Load:
 
 
 @pytest.fixture(params=RUNS, ids="switch every {} s".format)
-def often(request: pytest.FixtureRequest) -> Iterator[range]:
-    """Threads take turns as usual, then as often as Python can: `for _ in often`."""
+def switch_intervals(request: pytest.FixtureRequest) -> Iterator[range]:
+    """Threads take turns as usual, then as often as Python can.
+
+    `for _ in switch_intervals` repeats a run as often as it takes to show a race.
+    """
     before = sys.getswitchinterval()
     sys.setswitchinterval(request.param)
     yield range(RUNS[request.param])
@@ -286,18 +289,18 @@ def often(request: pytest.FixtureRequest) -> Iterator[range]:
 
 
 @pytest.fixture
-def play(session_server: LocalServer, lesson: Load) -> RunScript:
-    """`play("broken_agents.py")` runs its `main()` here, ten times as fast as usual.
+def run_inprocess(session_server: LocalServer, load_script: LoadScript) -> RunScript:
+    """`run_inprocess("broken_agents.py")` runs its `main()` here, ten times as fast.
 
-    More arguments replace constants of the script: `play("benchmark_x.py", N=2)`.
+    More arguments replace constants: `run_inprocess("benchmark_x.py", N=2)`.
     """
 
     def run(name: str, speed: float = 10.0, **constants: object) -> Ran:
-        module = lesson(name)
+        module = load_script(name)
         vars(module).update(constants)
         out, err = StringIO(), StringIO()
         with (
-            share(session_server, speed),
+            reuse_server(session_server, speed),
             redirect_stdout(out),
             redirect_stderr(err),
             pytest.raises(SystemExit) as end,

@@ -11,8 +11,8 @@ from random import Random
 from .journal import Journal, JournalError
 from .limits import Limits
 from .observe import Event, Observer
-from .pace import Pace
-from .results import Answer, Ask, Outcome, Refused, as_answer
+from .rate_limiter import RateLimiter
+from .results import Answer, Ask, Outcome, StatusError, as_answer
 from .retry import RetryBudget, backoff, kind_of, may_pass
 
 # The calls whose slot is held by what runs now.
@@ -40,18 +40,18 @@ class Calls:
         self,
         limits: Limits,
         rng: Random,
-        pace: Pace,
+        rate_limiter: RateLimiter,
         journal: Journal | None,
         observer: Observer | None,
     ) -> None:
-        self._limits, self._rng, self._pace = limits, rng, pace
+        self._limits, self._rng, self._rate_limiter = limits, rng, rate_limiter
         self._journal, self._observer = journal, observer
-        self.slots = asyncio.Semaphore(limits.concurrent)
+        self.slots = asyncio.Semaphore(limits.concurrency)
         self._budget = RetryBudget(limits)
 
     async def answer(self, call: Call) -> Answer:
         """Try until there is an answer, or a failure is final."""
-        self._pace.check(call.reserve)
+        self._rate_limiter.check(call.reserve)
         self._budget.earn()
         while True:
             try:
@@ -68,11 +68,11 @@ class Calls:
     def _wait_after(self, error: Exception, call: Call) -> float:
         """Seconds until the next try. Raises the error if there is none."""
         call.failed += 1
-        is_last = call.failed >= self._limits.attempts
+        is_last = call.failed >= self._limits.tries
         if is_last or not may_pass(error) or not self._budget.spend():
             raise error
         wait = backoff(call.failed, self._limits, self._rng)
-        return max(wait, (isinstance(error, Refused) and error.retry_after) or 0)
+        return max(wait, (isinstance(error, StatusError) and error.retry_after) or 0)
 
     async def _hedged(self, call: Call) -> Answer:
         """One try; and if it takes long and a slot is free, another one beside it.
@@ -101,25 +101,25 @@ class Calls:
     async def _try(self, call: Call) -> Answer:
         """Send it; and again, at the head of the line, while the server says when."""
         for refusals in range(self._limits.refusals + 1):
-            await self._pace.take(call.reserve, first=call.sent > 0)
+            await self._rate_limiter.take(call.reserve, first=call.sent > 0)
             try:
                 answer = await self._send(call)
-            except Refused as error:
+            except StatusError as error:
                 if error.status < 500:  # its tokens do not count, the request does
-                    self._pace.settle(call.reserve, 0)
-                await self._pace.learn(error.remaining)
+                    self._rate_limiter.settle(call.reserve, 0)
+                await self._rate_limiter.learn(error.remaining)
                 wait = error.retry_after if error.status == 429 else None
                 if wait is None or not may_pass(error):
                     raise
-                pause = self._pace.refused(wait, call.reserve)
+                pause = self._rate_limiter.refused(wait, call.reserve)
                 self.tell("refused", call, pause, str(error))
                 self.tell("paused", call, pause)
                 if refusals == self._limits.refusals:
                     raise
             else:
                 if answer.tokens is not None:
-                    self._pace.settle(call.reserve, answer.tokens)
-                await self._pace.learn(answer.remaining)
+                    self._rate_limiter.settle(call.reserve, answer.tokens)
+                await self._rate_limiter.learn(answer.remaining)
                 return answer
         raise AssertionError("never here")
 
@@ -132,7 +132,7 @@ class Calls:
         call.since = begun = loop.time()
         token = holding.set((*holding.get(), self))
         try:
-            async with asyncio.timeout(self._limits.attempt):
+            async with asyncio.timeout(self._limits.timeout):
                 answer = as_answer(await call.ask(call.question))
             call.tokens += answer.tokens or 0
             ended = "answered"

@@ -9,7 +9,7 @@ from types import FrameType
 from .team import Team
 
 
-class Stop:
+class Shutdown:
     """Whether a signal came; `status` is the exit status that says so, or 0."""
 
     signal: int | None = None
@@ -20,12 +20,12 @@ class Stop:
 
 
 @contextmanager
-def stop_on_signals(team: Team, grace: float = 5.0) -> Iterator[Stop]:
+def stop_on_signals(team: Team, grace: float = 5.0) -> Iterator[Shutdown]:
     """Drain the team for `grace` seconds on SIGINT or SIGTERM; on the next, cancel it.
 
     For the main thread, within the running loop. On Windows only Ctrl-C is a signal.
     """
-    loop, stop = asyncio.get_running_loop(), Stop()
+    loop, stop = asyncio.get_running_loop(), Shutdown()
 
     def act(number: int) -> None:
         if stop.signal is None:

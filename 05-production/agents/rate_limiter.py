@@ -69,7 +69,7 @@ class Bucket:
             await self._limiter.acquire(self.size - left)  # at once: it is full
 
 
-class Pace:
+class RateLimiter:
     """Says when the next request may be sent. A refusal stops all, then one by one."""
 
     def __init__(self, limits: Limits, rng: Random) -> None:
@@ -83,7 +83,7 @@ class Pace:
         if limits.tpm is not None:
             self._tokens = Bucket(limits.tpm, limits.token_burst)
         self._most = limits.token_burst or limits.tpm  # tokens of one request
-        self._concurrent = limits.concurrent
+        self._concurrent = limits.concurrency
         self._refusals = 0
         self._open_at = 0.0  # by the loop's clock
         self._after = 0.0  # tokens that are there when a pause ends

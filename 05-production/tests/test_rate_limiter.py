@@ -1,4 +1,4 @@
-"""`agents.pace`: no faster than the limits allow, and no slower; all in virtual time.
+"""The rate limiter: no faster than the limits allow, no slower; in virtual time.
 
 The witness is a server's own pair of buckets, which refuses what comes too early.
 """
@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from agents import Answer, Limits, Pace, Refused, Remaining, Team, TooLarge
+from agents import Answer, Limits, RateLimiter, Remaining, StatusError, Team, TooLarge
 from racelab.server.buckets import Limits as Buckets
 from racelab.server.errors import Refusal
 from racelab.settings import Settings
@@ -32,11 +32,11 @@ def at(*seconds: float) -> object:
     return pytest.approx(list(seconds), abs=TICK)
 
 
-def a_pace(**limits: float) -> Pace:
-    return Pace(Limits(**limits), Longest())  # type: ignore[arg-type]
+def a_pace(**limits: float) -> RateLimiter:
+    return RateLimiter(Limits(**limits), Longest())  # type: ignore[arg-type]
 
 
-async def sent(pace: Pace, *tokens: float, first: bool = False) -> list[float]:
+async def sent(pace: RateLimiter, *tokens: float, first: bool = False) -> list[float]:
     """They come now, in this order: after how many seconds each is sent."""
     come = now()
 
@@ -63,7 +63,9 @@ class Server:
         except Refusal as refusal:
             self.refused += 1
             wait = int(refusal.headers["retry-after-ms"]) / 1000
-            raise Refused(429, retry_after=wait, remaining=self.remaining()) from None
+            raise StatusError(
+                429, retry_after=wait, remaining=self.remaining()
+            ) from None
         await asyncio.sleep(self.latency)
         return Answer("Yes.", tokens, 0, self.remaining())
 
@@ -129,7 +131,7 @@ async def test_calls_take_as_long_as_the_limit_itself_does(
     calls: int, rate: float, burst: float
 ) -> None:
     server = Server(0.5, rpm=60 * rate, request_burst=burst)
-    limits = Limits(concurrent=calls, rpm=60 * rate, request_burst=burst)
+    limits = Limits(concurrency=calls, rpm=60 * rate, request_burst=burst)
     async with Team(server.ask, limits) as team:
         outcomes = [outcome async for outcome in team.run(["1"] * calls)]
     assert all(outcome.answer for outcome in outcomes)
@@ -307,7 +309,7 @@ async def test_a_refusal_stops_everybody_for_as_long_as_the_server_says() -> Non
 
 @pytest.mark.virtual_time
 async def test_no_pause_is_shorter_than_the_server_says_or_a_quarter_longer() -> None:
-    pauses = [Pace(Limits(), Random(seed)).refused(8, 1) for seed in range(200)]
+    pauses = [RateLimiter(Limits(), Random(seed)).refused(8, 1) for seed in range(200)]
     assert 8 <= min(pauses) < 8.1
     assert 9.9 < max(pauses) <= 10
 
@@ -338,7 +340,7 @@ async def test_a_refusal_in_a_pause_makes_it_longer() -> None:
 
 @pytest.mark.virtual_time
 async def test_where_no_rate_is_known_they_leave_spread_out_all_the_same() -> None:
-    pace = a_pace(concurrent=4)
+    pace = a_pace(concurrency=4)
     pace.refused(8, tokens=1)
     assert await sent(pace, *[1] * 6) == at(10, 10.5, 11, 11.5, 11.5, 11.5)
 
@@ -377,7 +379,7 @@ async def test_a_refused_request_counts_as_it_does_at_the_server() -> None:
     server = Server(**limits)
     for _ in range(10):  # somebody else
         await server.ask("1")
-    async with Team(server.ask, Limits(concurrent=20, **limits)) as team:  # type: ignore[arg-type]
+    async with Team(server.ask, Limits(concurrency=20, **limits)) as team:  # type: ignore[arg-type]
         outcomes = [outcome async for outcome in team.run(["1"] * 20)]
     assert all(outcome.answer for outcome in outcomes)
     in_the_first_burst = server.arrived.count(0) - 10
@@ -412,7 +414,7 @@ async def test_what_others_have_spent_is_known_from_the_answers() -> None:
             await asyncio.sleep(0.25)
 
     spender = asyncio.create_task(others())
-    async with Team(server.ask, Limits(concurrent=3, **limits)) as team:  # type: ignore[arg-type]
+    async with Team(server.ask, Limits(concurrency=3, **limits)) as team:  # type: ignore[arg-type]
         async for outcome in team.run(["1"] * 200):
             assert outcome.answer
     spender.cancel()
@@ -428,7 +430,7 @@ async def test_nothing_left_at_the_server_is_nothing_left_here(left: Remaining) 
         sent_at.append(now())
         return Answer("Yes.", 10, 0, left if len(sent_at) == 1 else Remaining())
 
-    limits = Limits(concurrent=1, rpm=60, request_burst=9, tpm=600, token_burst=90)
+    limits = Limits(concurrency=1, rpm=60, request_burst=9, tpm=600, token_burst=90)
     async with Team(ask, limits, estimate=lambda _: 10) as team:
         async for _ in team.run(["a", "b", "c"]):
             pass
@@ -440,7 +442,7 @@ async def test_more_left_at_the_server_than_here_changes_nothing() -> None:
     async def ask(question: str) -> Answer:
         return Answer("Yes.", remaining=Remaining(1e6, 1e6))
 
-    limits = Limits(concurrent=1, rpm=60, request_burst=1)
+    limits = Limits(concurrency=1, rpm=60, request_burst=1)
     async with Team(ask, limits) as team:
         times = [now() async for _ in team.run("abcd")]
     assert [round(b - a, 6) for a, b in pairwise(times)] == [
@@ -467,5 +469,5 @@ async def test_news_of_the_limit_count_for_who_waits_already() -> None:
     async with Team(ask, Limits(**limits), estimate=tokens_of) as team:  # type: ignore[arg-type]
         questions = ["90 a", "1 look", "80 b"]
         outcomes = [outcome async for outcome in team.run(questions, in_order=True)]
-    assert [outcome.attempts for outcome in outcomes] == [1, 1, 1]
+    assert [outcome.requests for outcome in outcomes] == [1, 1, 1]
     assert server.refused == 0

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from agents import Journal, Limits, Outcome, Stop, Team, stop_on_signals
+from agents import Journal, Limits, Outcome, Shutdown, Team, stop_on_signals
 
 WAIT = 20  # seconds at most, for something that takes none
 QUESTIONS = [str(number) for number in range(10)]
-TWO = Limits(concurrent=2)
+TWO = Limits(concurrency=2)
 
 
 class Model:
@@ -30,7 +30,9 @@ class Model:
         return "Yes."
 
 
-async def run(team: Team, *signals: tuple[float, int]) -> tuple[Stop, list[Outcome]]:
+async def run(
+    team: Team, *signals: tuple[float, int]
+) -> tuple[Shutdown, list[Outcome]]:
     """All outcomes of a run in which these signals come at these seconds."""
     loop = asyncio.get_running_loop()
     for at, number in signals:
@@ -102,7 +104,7 @@ async def main():
             await asyncio.sleep({then})
         return "Yes."
 
-    async with Team(ask, Limits(concurrent=1, attempt=600)) as team:
+    async with Team(ask, Limits(concurrency=1, timeout=600)) as team:
         with stop_on_signals(team, grace=600) as stop:
             async for outcome in team.run(map(str, range(5)), in_order=True):
                 failure = outcome.failure

@@ -9,7 +9,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-async def work_through(
+async def map_bounded(
     items: AsyncGenerator[T, None],
     work: Callable[[T], Awaitable[R]],
     workers: int,
