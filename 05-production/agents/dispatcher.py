@@ -101,13 +101,13 @@ class Calls:
     async def _try(self, call: Call) -> Answer:
         """Send it; and again, at the head of the line, while the server says when."""
         for refusals in range(self._limits.refusals + 1):
-            await self._rate_limiter.take(call.reserve, first=call.sent > 0)
+            await self._rate_limiter.acquire(call.reserve, first=call.sent > 0)
             try:
                 answer = await self._send(call)
             except StatusError as error:
                 if error.status < 500:  # its tokens do not count, the request does
-                    self._rate_limiter.settle(call.reserve, 0)
-                await self._rate_limiter.learn(error.remaining)
+                    self._rate_limiter.reconcile(call.reserve, 0)
+                await self._rate_limiter.update_from_headers(error.remaining)
                 wait = error.retry_after if error.status == 429 else None
                 if wait is None or not may_pass(error):
                     raise
@@ -118,8 +118,8 @@ class Calls:
                     raise
             else:
                 if answer.tokens is not None:
-                    self._rate_limiter.settle(call.reserve, answer.tokens)
-                await self._rate_limiter.learn(answer.remaining)
+                    self._rate_limiter.reconcile(call.reserve, answer.tokens)
+                await self._rate_limiter.update_from_headers(answer.remaining)
                 return answer
         raise AssertionError("never here")
 

@@ -60,7 +60,7 @@ class Bucket:
             self.owed -= self._paid
             self._paid = 0.0
 
-    async def lower(self, left: float) -> None:
+    async def cap_at(self, left: float) -> None:
         """No more than `left` is there, says the server."""
         left = min(max(left, 0), self.size)
         more = left + 1 + self.owed - self._paid
@@ -98,7 +98,7 @@ class RateLimiter:
                 "limit ever lets through at once"
             )
 
-    async def take(self, tokens: float, first: bool = False) -> None:
+    async def acquire(self, tokens: float, first: bool = False) -> None:
         """Return when one request with so many tokens may be sent, and send it then.
 
         `first` goes to the head of the line: it was sent before, and refused or failed.
@@ -138,12 +138,12 @@ class RateLimiter:
                 is_paid = not self._requests or await self._requests.pay(1, is_off)
             finally:
                 if not is_paid:
-                    self.settle(tokens, 0)
+                    self.reconcile(tokens, 0)
             waited = asyncio.get_running_loop().time() > paid_at + 0.001
             if not (is_paid and waited and self._tokens and self._requests):
                 return is_paid
             # The tokens are of a moment that has passed: take both again, at once.
-            self.settle(tokens, 0)
+            self.reconcile(tokens, 0)
             self._requests.owed -= 1
 
     async def _pause(self) -> None:
@@ -154,11 +154,11 @@ class RateLimiter:
                 await asyncio.sleep(wait)
             if self._paused:
                 self._paused = False
-                await self.learn(Remaining(1, self._after))
+                await self.update_from_headers(Remaining(1, self._after))
             if self._spread:
                 await asyncio.sleep(self._spread.pop())
 
-    def settle(self, reserved: float, used: float) -> None:
+    def reconcile(self, reserved: float, used: float) -> None:
         """A request for which so many tokens were taken has used so many."""
         if self._tokens is not None:
             self._tokens.owed += used - reserved
@@ -178,9 +178,9 @@ class RateLimiter:
             self._spread = [gap] * (self._concurrent - 1) + [0.0]
         return pause
 
-    async def learn(self, remaining: Remaining) -> None:
+    async def update_from_headers(self, remaining: Remaining) -> None:
         """The server says what is left: less than we think if others send, too."""
         if self._requests is not None and remaining.requests is not None:
-            await self._requests.lower(remaining.requests)
+            await self._requests.cap_at(remaining.requests)
         if self._tokens is not None and remaining.tokens is not None:
-            await self._tokens.lower(remaining.tokens)
+            await self._tokens.cap_at(remaining.tokens)

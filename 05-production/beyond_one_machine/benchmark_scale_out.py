@@ -90,7 +90,7 @@ async def microseconds(pace: RateLimiter) -> float:
     for takes in (100, TAKES):
         begun = time.perf_counter()
         for _ in range(takes):
-            await pace.take(0)
+            await pace.acquire(0)
     return (time.perf_counter() - begun) / TAKES * 1e6
 
 

@@ -85,7 +85,7 @@ class Bucket:
         up = max(self.level, min(self.level + amount, most))
         self.level = up if amount > 0 else self.level + amount
 
-    def lower(self, level: float | None) -> None:
+    def cap_at(self, level: float | None) -> None:
         if level is not None:
             self.level = min(self.level, level)
 
@@ -225,7 +225,7 @@ class Limiter:
             (self._requests, report.left.requests),
             (self._tokens, report.left.tokens),
         ):
-            each.lower(None if left is None else left + 1 + each.rate * report.age)
+            each.cap_at(None if left is None else left + 1 + each.rate * report.age)
 
     def _take_back(self, worker: str) -> tuple[float, float]:
         self._room(self._now())  # until now, its lease left no more room than this
@@ -343,7 +343,7 @@ class LeasedRateLimiter(RateLimiter):
             most = f"more than the {self._largest:.0f} that the limit ever lets through"
             raise TooLarge(f"about {tokens:.0f} tokens: {most} at once")
 
-    async def take(self, tokens: float, first: bool = False) -> None:
+    async def acquire(self, tokens: float, first: bool = False) -> None:
         call = object()
         self._in_line[call] = tokens
         self._first += first
@@ -365,7 +365,7 @@ class LeasedRateLimiter(RateLimiter):
                     await self._lease(call)
             await asyncio.sleep(0)  # those who go first do so
 
-    def settle(self, reserved: float, used: float) -> None:
+    def reconcile(self, reserved: float, used: float) -> None:
         self._forget_what_is_void()
         self._refund += reserved - used
         self._refund_until = self._now() + EXPIRY
@@ -376,7 +376,7 @@ class LeasedRateLimiter(RateLimiter):
         self._start(self._tell(wait, tokens))
         return wait
 
-    async def learn(self, remaining: Remaining) -> None:
+    async def update_from_headers(self, remaining: Remaining) -> None:
         if remaining != UNKNOWN:
             self._said = (remaining, self._now())
 

@@ -91,7 +91,7 @@ async def work(batch: int) -> Run:
 
     async def call(pace: LeasedRateLimiter, worker: int) -> None:
         while True:
-            await pace.take(0)
+            await pace.acquire(0)
             bucket.refill(loop.time())
             run.refused += bucket.wait(1) > 0
             bucket.take(1)

@@ -242,7 +242,7 @@ class Bucket:
     def wait(self, amount: float) -> float:
         return max(0.0, (amount - self.level) / self.rate)
 
-    def take(self, amount: float) -> None:
+    def acquire(self, amount: float) -> None:
         self.level = max(-self.burst, self.level - amount)
 
 
@@ -269,7 +269,7 @@ class Server:
             self.refill(at)
             for bucket, amount in zip(self.buckets, amounts, strict=True):
                 if bucket is not None and not bucket.wait(amount):
-                    bucket.take(amount)
+                    bucket.acquire(amount)
         for bucket in self.buckets:
             if bucket is not None:
                 bucket.refill(now)
@@ -340,10 +340,10 @@ class Server:
         if max(waits, default=0.0) > EPS:
             self.over_limit += 1
             if self.requests is not None:
-                self.requests.take(1)
+                self.requests.acquire(1)
             self._refuse(max(b.wait(n) for b, n in self._due(tokens)), charge=False)
         for bucket, amount in self._due(tokens):
-            bucket.take(amount)
+            bucket.acquire(amount)
 
     def _due(self, tokens: int) -> Iterator[tuple[Bucket, float]]:
         for bucket, amount in zip(self.buckets, (1, tokens), strict=True):
@@ -353,7 +353,7 @@ class Server:
     def _refuse(self, wait: float, charge: bool = True) -> None:
         if charge and self.requests is not None:
             self.refill(now())
-            self.requests.take(1)  # a refused request counts
+            self.requests.acquire(1)  # a refused request counts
         error = StatusError(429, "slow down", retry_after=wait)
         error.kind = f"429 wait {wait}"  # type: ignore[attr-defined]
         raise error

@@ -196,10 +196,10 @@ async def test_what_was_used_beyond_the_estimate_is_paid_with_the_next_lease() -
     limits = Limits(tpm=60_000, token_burst=1_000, concurrency=1, deadline=1e6)
     far = Far(limits)
     async with LeasedRateLimiter(limits, far, "w", batch=1) as pace:
-        await pace.take(100)
-        pace.settle(100, 900)
+        await pace.acquire(100)
+        pace.reconcile(100, 900)
         begun = now()
-        await pace.take(100)
+        await pace.acquire(100)
     assert now() - begun >= 0.8
 
 
@@ -223,7 +223,7 @@ async def test_idle_workers_that_hold_leases_do_not_add_up_to_a_burst() -> None:
 
     async def send(pace: LeasedRateLimiter, calls: int) -> None:
         for _ in range(calls):
-            await pace.take(0)
+            await pace.acquire(0)
             with suppress(StatusError):
                 account.admit("w", 0)
 
@@ -282,14 +282,14 @@ async def test_a_late_word_of_an_older_lease_does_not_free_the_new_one() -> None
 async def test_a_lease_is_void_after_a_while() -> None:
     far = Far(delay=0.0)
     async with LeasedRateLimiter(LIMITS, far, "w") as pace:
-        await pace.take(0)
+        await pace.acquire(0)
         await asyncio.sleep(5)
-        await pace.take(0)  # with plenty: more than one is leased
+        await pace.acquire(0)  # with plenty: more than one is leased
         asked = far.calls
-        await pace.take(0)
+        await pace.acquire(0)
         assert far.calls == asked
         await asyncio.sleep(EXPIRY)
-        await pace.take(0)
+        await pace.acquire(0)
         assert far.calls == asked + 1
 
 
@@ -342,7 +342,7 @@ async def test_a_429_seen_by_one_worker_pauses_all() -> None:
 async def test_after_a_pause_all_go_on_at_the_rate_of_the_limit() -> None:
     far, account = Far(), Account(LIMITS)
     async with LeasedRateLimiter(LIMITS, far, "who sees it") as pace:
-        await pace.take(0)
+        await pace.acquire(0)
         open_at = now() + pace.refused(5, 0)
         await work_all(far, account, 5, 40)
     times = [at for at, _ in account.sent]
@@ -356,13 +356,13 @@ async def test_a_429_seen_by_one_worker_voids_what_an_idle_one_has_leased() -> N
         LeasedRateLimiter(LIMITS, far, "a") as a,
         LeasedRateLimiter(LIMITS, far, "b") as b,
     ):
-        await b.take(0)
+        await b.acquire(0)
         await asyncio.sleep(30)
-        await a.take(0)  # with plenty: more than one is leased
+        await a.acquire(0)  # with plenty: more than one is leased
         asked = far.calls
         open_at = now() + b.refused(30, 0)
         await asyncio.sleep(0.1)
-        await a.take(0)
+        await a.acquire(0)
     assert far.calls > asked
     assert now() >= open_at
 
@@ -371,15 +371,15 @@ async def test_a_lease_from_before_a_pause_is_void() -> None:
     """It was on its way to the worker when somebody else was refused."""
     far = Far()
     async with LeasedRateLimiter(LIMITS, far, "w") as pace:
-        await pace.take(0)
+        await pace.acquire(0)
         await asyncio.sleep(30)
         far.lease_takes = 0.5
-        taken, begun = asyncio.create_task(pace.take(0)), now()
+        taken, begun = asyncio.create_task(pace.acquire(0)), now()
         await asyncio.sleep(0.25)
         far.lease_takes = 0.0  # for the next one
         await far.limiter.refused(0.1, 0)
         for _ in range(8):
-            await pace.take(0)
+            await pace.acquire(0)
         await taken
     assert now() - begun >= 0.25 + 0.1 + 8 / RATE
 
@@ -400,9 +400,9 @@ async def test_a_call_that_would_go_first_and_is_cancelled_is_not_waited_for(
 ) -> None:
     far = Far(delay=0.0)
     async with LeasedRateLimiter(LIMITS, far, "w") as pace:
-        head = asyncio.create_task(pace.take(0))
+        head = asyncio.create_task(pace.acquire(0))
         await asyncio.sleep(0)
-        first = asyncio.create_task(pace.take(0, first=True))
+        first = asyncio.create_task(pace.acquire(0, first=True))
         await asyncio.sleep(1 / RATE)  # now the head has its lease
         for _ in range(turns):
             await asyncio.sleep(0)
@@ -415,18 +415,18 @@ async def test_a_call_that_would_go_first_and_is_cancelled_is_not_waited_for(
 async def test_a_refused_call_goes_first() -> None:
     far, order = Far(), []
 
-    async def take(pace: LeasedRateLimiter, name: str, first: bool = False) -> None:
-        await pace.take(0, first)
+    async def acquire(pace: LeasedRateLimiter, name: str, first: bool = False) -> None:
+        await pace.acquire(0, first)
         order.append(name)
 
     async with LeasedRateLimiter(LIMITS, far, "w") as pace:
-        await pace.take(0)
+        await pace.acquire(0)
         pace.refused(1, 0)
         async with asyncio.TaskGroup() as group:
             for number in range(15):
-                group.create_task(take(pace, f"{number}"))
+                group.create_task(acquire(pace, f"{number}"))
             await asyncio.sleep(0.5)
-            group.create_task(take(pace, "refused", first=True))
+            group.create_task(acquire(pace, "refused", first=True))
     assert order[:2] == ["refused", "0"]
     assert order[1:] == [f"{number}" for number in range(15)]
 
@@ -473,11 +473,11 @@ async def test_a_report_that_comes_twice_gives_back_once() -> None:
 async def test_a_cancelled_call_leaves_its_lease_to_the_next_one() -> None:
     far = Far()
     async with LeasedRateLimiter(LIMITS, far, "w") as pace:
-        taken = asyncio.create_task(pace.take(0))
+        taken = asyncio.create_task(pace.acquire(0))
         await asyncio.sleep(0.015)
         taken.cancel()
         await asyncio.gather(taken, return_exceptions=True)
-        await pace.take(0)
+        await pace.acquire(0)
     assert far.calls == 1
 
 
@@ -485,21 +485,21 @@ async def test_what_the_server_says_is_left_corrects_the_limiter() -> None:
     """Somebody else spends from the same account."""
     far = Far(delay=0.0)
     async with LeasedRateLimiter(LIMITS, far, "w", batch=1) as pace:
-        await pace.take(0)
+        await pace.acquire(0)
         await asyncio.sleep(30)
-        await pace.learn(Remaining(0, None))
+        await pace.update_from_headers(Remaining(0, None))
         begun = now()
         for _ in range(RATE):
-            await pace.take(0)
+            await pace.acquire(0)
     assert now() - begun >= (RATE - 2) / RATE
 
 
 async def test_nothing_is_left_when_a_pace_ends() -> None:
     far = Far()
     async with LeasedRateLimiter(LIMITS, far, "w") as pace:
-        await pace.take(0)
+        await pace.acquire(0)
         pace.refused(100, 0)
-        taken = asyncio.create_task(pace.take(0))
+        taken = asyncio.create_task(pace.acquire(0))
         await asyncio.sleep(1)
         taken.cancel()
     await asyncio.gather(taken, return_exceptions=True)

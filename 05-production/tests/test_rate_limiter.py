@@ -41,7 +41,7 @@ async def sent(pace: RateLimiter, *tokens: float, first: bool = False) -> list[f
     come = now()
 
     async def send(amount: float) -> float:
-        await pace.take(amount, first=first)
+        await pace.acquire(amount, first=first)
         return now() - come
 
     return await asyncio.gather(*map(send, tokens))
@@ -151,7 +151,7 @@ async def test_no_more_arrive_in_any_time_than_the_limit_allows(seed: int) -> No
 
     async def send(tokens: int, wait: float) -> None:
         await asyncio.sleep(wait)
-        await pace.take(tokens)
+        await pace.acquire(tokens)
         arrived.append((now(), tokens))
         await server.ask(f"{tokens}")
 
@@ -171,7 +171,7 @@ async def test_ten_thousand_wait_in_the_order_in_which_they_came() -> None:
     pace, order = a_pace(rpm=60 * 1024, request_burst=10), list[int]()
 
     async def send(number: int) -> None:
-        await pace.take(number % 7)
+        await pace.acquire(number % 7)
         order.append(number)
 
     await asyncio.gather(*map(send, range(10_000)))
@@ -194,7 +194,7 @@ async def test_a_request_is_taken_when_it_is_sent_and_not_before() -> None:
     server, pace = Server(**limits), a_pace(**limits)
 
     async def send(tokens: int) -> None:
-        await pace.take(tokens)
+        await pace.acquire(tokens)
         await server.ask(f"{tokens}")
 
     await asyncio.gather(*map(send, [90, 90, 1, 1, 1, 1]))
@@ -226,7 +226,7 @@ async def test_as_much_as_the_bucket_ever_holds_is_let_through() -> None:
     limits = {"tpm": 600, "token_burst": 100}
     server, pace = Server(**limits), a_pace(**limits)
     for _ in range(5):
-        await pace.take(100)
+        await pace.acquire(100)
         await server.ask("100")
     assert server.refused == 0
 
@@ -237,34 +237,34 @@ async def test_as_much_as_the_bucket_ever_holds_is_let_through() -> None:
 @pytest.mark.virtual_time
 async def test_what_was_reserved_and_not_used_is_there_for_the_next_one() -> None:
     pace = a_pace(tpm=60, token_burst=100)
-    await pace.take(99)
-    pace.settle(99, used=19)
+    await pace.acquire(99)
+    pace.reconcile(99, used=19)
     assert await sent(pace, 80, 1) == at(0, 0.25)
 
 
 @pytest.mark.virtual_time
 async def test_what_was_used_beyond_the_estimate_is_owed() -> None:
     pace = a_pace(tpm=60, token_burst=100)
-    await pace.take(9)
-    pace.settle(9, used=99)
+    await pace.acquire(9)
+    pace.reconcile(9, used=99)
     assert await sent(pace, 10) == at(9.25)
 
 
 @pytest.mark.virtual_time
 async def test_what_is_given_back_never_makes_more_than_a_full_bucket() -> None:
     pace = a_pace(tpm=60, token_burst=100)
-    await pace.take(90)
+    await pace.acquire(90)
     await asyncio.sleep(1000)
-    pace.settle(90, used=0)
+    pace.reconcile(90, used=0)
     assert await sent(pace, 99, 10) == at(0, 9.25)
 
 
 @pytest.mark.virtual_time
 async def test_who_waits_already_has_the_good_of_what_is_given_back() -> None:
     pace = a_pace(tpm=60, token_burst=100)
-    await pace.take(99)
+    await pace.acquire(99)
     asyncio.get_running_loop().call_later(1, pace.settle, 99, 9)
-    await pace.take(90)
+    await pace.acquire(90)
     assert 1 <= now() <= 1.2  # it looks before each part that it pays
 
 
@@ -279,7 +279,7 @@ async def test_who_is_cancelled_while_waiting_has_taken_nothing(
     server, pace = Server(**limits), a_pace(**limits)
 
     async def send(tokens: int) -> None:
-        await pace.take(tokens, first)
+        await pace.acquire(tokens, first)
         await server.ask(f"{tokens}")
 
     await send(90)
@@ -302,7 +302,7 @@ async def test_who_is_cancelled_while_waiting_has_taken_nothing(
 @pytest.mark.virtual_time
 async def test_a_refusal_stops_everybody_for_as_long_as_the_server_says() -> None:
     pace = a_pace(rpm=600)
-    await pace.take(1)
+    await pace.acquire(1)
     assert pace.refused(8, tokens=1) == 10  # and a quarter, by the longest jitter
     assert await sent(pace, 1, 1, 1) == at(10, 10.1, 10.2)  # they leave spread out
 
@@ -350,7 +350,7 @@ async def test_the_refused_goes_first_and_those_who_go_first_keep_their_order() 
     pace, order = a_pace(rpm=60, request_burst=10), list[str]()
 
     async def send(name: str) -> None:
-        await pace.take(1, first=name.startswith("refused"))
+        await pace.acquire(1, first=name.startswith("refused"))
         order.append(name)
 
     pace.refused(4, tokens=1)
@@ -363,10 +363,10 @@ async def test_the_refused_goes_first_and_those_who_go_first_keep_their_order() 
 @pytest.mark.virtual_time
 async def test_the_refused_does_not_wait_for_a_large_one_that_was_next() -> None:
     pace = a_pace(tpm=60, token_burst=100)
-    await pace.take(99)
+    await pace.acquire(99)
     large = asyncio.create_task(sent(pace, 95))
     await asyncio.sleep(1)
-    pace.settle(99, used=89)
+    pace.reconcile(99, used=89)
     pace.refused(4, tokens=10)
     assert await sent(pace, 10, first=True) == at(5)
     assert await large == at(6 + 95)
@@ -394,7 +394,7 @@ async def test_one_that_is_cancelled_at_the_head_of_the_line_lets_others_go() ->
     pace.refused(4, tokens=1)
     other = asyncio.create_task(sent(pace, 1))
     await asyncio.sleep(1)
-    first = asyncio.create_task(pace.take(1, first=True))
+    first = asyncio.create_task(pace.acquire(1, first=True))
     asyncio.get_running_loop().call_at(5, first.cancel)
     assert await other == at(5)
 
