@@ -31,10 +31,10 @@ from racelab import Fault, LocalServer, ServerError, Settings, start
 from racelab.process import reuse_server
 from racelab.pytest.plugin import Ran, RunScript
 from research_team import command_line, model_source, screen
-from research_team.final_report import Report, shown, why
+from research_team.final_report import ResearchReport, shown, why
 from research_team.forms import is_sound, questions_in
 
-Research = Callable[..., Ran]
+RunResearch = Callable[..., Ran]
 QUESTION = command_line.QUESTION
 KEY = "sk-test-0123456789abcdef"
 AT_ONCE = ("--rpm", "600000", "--tpm", "100000000")  # tests need not wait for a turn
@@ -49,7 +49,7 @@ class Terminal(StringIO):
 @pytest.fixture
 def run(
     model_server: LocalServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Research:
+) -> RunResearch:
     """`run("--agents", "3", faults=(...))`: `main()` here, on the session's server."""
     quick = partial(Limits, backoff=0.01)
     monkeypatch.setattr(model_source, "Limits", quick)
@@ -94,7 +94,7 @@ def worker_prompts(model_server: LocalServer) -> dict[str, int]:
 
 
 def test_the_default_faults_lose_nothing(
-    run: Research, model_server: LocalServer
+    run: RunResearch, model_server: LocalServer
 ) -> None:
     ran = run("--faults", "some", *SPARE_TIME)
     assert (ran.status, ran.last_line) == (0, "OK: answered 8 of 8 questions")
@@ -105,7 +105,7 @@ def test_the_default_faults_lose_nothing(
     assert "Missing:\n" not in ran.out
 
 
-def test_an_outage_keeps_what_arrived_and_names_what_did_not(run: Research) -> None:
+def test_an_outage_keeps_what_arrived_and_names_what_did_not(run: RunResearch) -> None:
     ran = run("--faults", "outage")
     assert (ran.status, ran.word) == (1, "BROKEN")
     answered, asked = ran.numbers
@@ -117,7 +117,7 @@ def test_an_outage_keeps_what_arrived_and_names_what_did_not(run: Research) -> N
 
 
 def test_one_lost_question_is_named_to_the_reader_and_to_the_editor(
-    run: Research, model_server: LocalServer
+    run: RunResearch, model_server: LocalServer
 ) -> None:
     lost = f"{QUESTION} (3)"
     fault = Fault("500", question=research.RESEARCH.format(question=lost))
@@ -128,21 +128,21 @@ def test_one_lost_question_is_named_to_the_reader_and_to_the_editor(
     assert f"\nMissing: {lost} (refused: 500 " in merged
 
 
-def test_an_answer_that_cannot_be_checked_is_kept(run: Research) -> None:
+def test_an_answer_that_cannot_be_checked_is_kept(run: RunResearch) -> None:
     fault = Fault("500", question=research.CHECK[:20])
     ran = run("--faults", "none", "--agents", "2", faults=(fault,))
     assert ran.last_line == "OK: answered 2 of 2 questions"
     assert ran.out.count("[not checked]") == 2
 
 
-def test_a_lead_that_fails_is_named(run: Research) -> None:
+def test_a_lead_that_fails_is_named(run: RunResearch) -> None:
     fault = Fault("500", question=research.PLAN[:20])
     ran = run("--faults", "none", faults=(fault,))
     assert (ran.status, ran.last_line) == (1, "BROKEN: answered 0 of 8 questions")
     assert "The lead failed: refused: 500 " in ran.out
 
 
-def test_an_editor_that_fails_leaves_the_findings(run: Research) -> None:
+def test_an_editor_that_fails_leaves_the_findings(run: RunResearch) -> None:
     fault = Fault("500", question=research.MERGE[:20])
     ran = run("--faults", "none", faults=(fault,))
     assert ran.status == 1
@@ -151,7 +151,7 @@ def test_an_editor_that_fails_leaves_the_findings(run: Research) -> None:
 
 
 def test_a_server_that_is_gone_at_the_end_costs_only_its_counts(
-    run: Research, monkeypatch: pytest.MonkeyPatch
+    run: RunResearch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(self: LocalServer) -> None:
         raise ServerError("the local model server is gone")
@@ -179,7 +179,7 @@ async def two(prompt: str) -> str:
 
 async def researched(
     limits: Limits, words: Ask = words, plan: Ask = two, check: Ask = sound
-) -> Report:
+) -> ResearchReport:
     asks = research.Asks(words, plan, check)
     board = screen.Board(limits)
     async with Team(words, limits, observer=board) as team:
@@ -288,7 +288,7 @@ def test_a_check_says_yes_or_no_or_is_unreadable() -> None:
 
 
 def test_json_is_one_object_with_the_report_the_outcomes_and_the_counts(
-    run: Research,
+    run: RunResearch,
 ) -> None:
     lost = f"{QUESTION} (2)"
     fault = Fault("500", question=research.RESEARCH.format(question=lost))
@@ -310,13 +310,13 @@ def test_json_is_one_object_with_the_report_the_outcomes_and_the_counts(
     assert (says["stopped"], says["trouble"], says["from_journal"]) == (None, [], 0)
 
 
-def test_json_says_ok_with_status_0(run: Research) -> None:
+def test_json_says_ok_with_status_0(run: RunResearch) -> None:
     ran = run("--json", "--agents", "1", "--faults", "none")
     assert json.loads(ran.out)["verdict"] == "OK: answered 1 of 1 questions"
     assert ran.status == 0
 
 
-def test_what_was_used_is_no_more_than_the_limits_allow(run: Research) -> None:
+def test_what_was_used_is_no_more_than_the_limits_allow(run: RunResearch) -> None:
     ran = run("--json", "--rpm", "1200", "--concurrency", "2", "--faults", "none")
     says = json.loads(ran.out)
     for name, used in says["used"].items():
@@ -325,7 +325,7 @@ def test_what_was_used_is_no_more_than_the_limits_allow(run: Research) -> None:
     assert says["refused"] == 0
 
 
-def test_without_a_terminal_there_are_plain_lines_on_stderr(run: Research) -> None:
+def test_without_a_terminal_there_are_plain_lines_on_stderr(run: RunResearch) -> None:
     ran = run("--agents", "3", "--faults", "none")
     assert "\x1b" not in ran.out + ran.err
     first, *lines = ran.err.splitlines()
@@ -335,7 +335,7 @@ def test_without_a_terminal_there_are_plain_lines_on_stderr(run: Research) -> No
 
 
 def test_on_a_terminal_there_is_a_live_picture(
-    run: Research, monkeypatch: pytest.MonkeyPatch
+    run: RunResearch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
@@ -353,7 +353,7 @@ def test_on_a_terminal_there_is_a_live_picture(
 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
-    run: Research, monkeypatch: pytest.MonkeyPatch
+    run: RunResearch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "dumb")
     ran = run("--agents", "1", "--faults", "none", err=Terminal())
@@ -401,7 +401,7 @@ def test_a_reason_is_said_once() -> None:
     assert why(Failure(FailureKind.TIMED_OUT, says)) == "timed out: no answer in time"
 
 
-def test_help_is_for_newcomers(run: Research) -> None:
+def test_help_is_for_newcomers(run: RunResearch) -> None:
     ran = run("--help")
     assert ran.status == 0
     for words in ("Ctrl-C", "local server", "nothing is lost", *command_line.FAULTS):
@@ -429,7 +429,7 @@ def test_help_is_for_newcomers(run: Research) -> None:
     ],
 )
 def test_a_bad_value_is_one_line_that_says_what_is_allowed(
-    arguments: tuple[str, str], run: Research
+    arguments: tuple[str, str], run: RunResearch
 ) -> None:
     name, value = arguments
     ran = run(f"{name}={value}") if name != "QUESTION" else run(value)
@@ -457,7 +457,7 @@ def test_the_options_are_the_limits() -> None:
 
 
 def test_a_second_start_with_the_same_journal_asks_nothing(
-    run: Research, model_server: LocalServer, tmp_path: Path
+    run: RunResearch, model_server: LocalServer, tmp_path: Path
 ) -> None:
     journal = ("--journal", str(tmp_path / "run.db"))
     first = run("--faults", "some", *SPARE_TIME, *journal)
@@ -469,7 +469,7 @@ def test_a_second_start_with_the_same_journal_asks_nothing(
 
 
 def test_after_an_outage_only_what_is_missing_is_asked(
-    run: Research, model_server: LocalServer, tmp_path: Path
+    run: RunResearch, model_server: LocalServer, tmp_path: Path
 ) -> None:
     journal = ("--journal", str(tmp_path / "run.db"))
     assert run("--faults", "outage", *journal).status == 1
@@ -482,7 +482,7 @@ def test_after_an_outage_only_what_is_missing_is_asked(
     assert len(before) + len(after) == 18
 
 
-def test_a_journal_in_use_is_one_line(run: Research, tmp_path: Path) -> None:
+def test_a_journal_in_use_is_one_line(run: RunResearch, tmp_path: Path) -> None:
     file = tmp_path / "run.db"
     with Journal(file):
         ran = run("--journal", str(file))
@@ -492,7 +492,7 @@ def test_a_journal_in_use_is_one_line(run: Research, tmp_path: Path) -> None:
 
 
 def test_a_journal_that_breaks_is_one_line(
-    run: Research, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: RunResearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: Journal, question: str, *values: object) -> None:
         raise JournalError("journal run.db: disk is full")
@@ -509,7 +509,7 @@ def test_a_journal_that_breaks_is_one_line(
 @pytest.mark.parametrize("accepted", [None, "sk-another"])
 def test_no_output_and_no_journal_contains_the_key(
     accepted: str | None,
-    run: Research,
+    run: RunResearch,
     real: pytest.MonkeyPatch,
     model_server: LocalServer,
     tmp_path: Path,
@@ -529,7 +529,7 @@ def test_no_output_and_no_journal_contains_the_key(
 
 
 def test_a_wrong_key_is_one_line(
-    run: Research, real: pytest.MonkeyPatch, model_server: LocalServer
+    run: RunResearch, real: pytest.MonkeyPatch, model_server: LocalServer
 ) -> None:
     model_server.reset(Settings(api_key="sk-another"))
     ran = run()
@@ -539,7 +539,7 @@ def test_a_wrong_key_is_one_line(
     assert model_server.stats().received == 1
 
 
-def test_nobody_there_is_one_line(run: Research, real: pytest.MonkeyPatch) -> None:
+def test_nobody_there_is_one_line(run: RunResearch, real: pytest.MonkeyPatch) -> None:
     real.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     ran = run()
     assert (ran.status, ran.out) == (2, "")
@@ -547,7 +547,7 @@ def test_nobody_there_is_one_line(run: Research, real: pytest.MonkeyPatch) -> No
 
 
 def test_faults_are_for_the_local_server(
-    run: Research, real: pytest.MonkeyPatch, model_server: LocalServer
+    run: RunResearch, real: pytest.MonkeyPatch, model_server: LocalServer
 ) -> None:
     ran = run("--faults", "some")
     assert (ran.status, ran.out) == (2, "")
