@@ -71,19 +71,19 @@ def job_on(server: LocalServer, **more: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def crew(
+def group(
     connected: Any,
     session_server: LocalServer,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Any]:
     """Two workers with journals, for several tests: one that dies is started again."""
-    from beyond_one_machine.cluster import Crew
+    from beyond_one_machine.cluster import WorkerGroup
 
     journals = tmp_path_factory.mktemp("journals")
-    crew = Crew(job_on(session_server, journals=journals))
-    asyncio.run(crew.__aenter__())
-    yield crew
-    asyncio.run(crew.__aexit__())
+    group = WorkerGroup(job_on(session_server, journals=journals))
+    asyncio.run(group.__aenter__())
+    yield group
+    asyncio.run(group.__aexit__())
 
 
 @pytest.fixture
@@ -93,14 +93,14 @@ def server(session_server: LocalServer) -> LocalServer:
 
 
 async def answers(
-    crew: Any, topic: str, after: int = 0, act: Act | None = None
+    group: Any, topic: str, after: int = 0, act: Act | None = None
 ) -> list[Any]:
     """The rows of all questions; when there are so many, act."""
     from beyond_one_machine.cluster import scale_out
 
     rows = []
     questions = [(number, f"{topic} {number}") for number in range(COUNT)]
-    async for row in scale_out(questions, crew):
+    async for row in scale_out(questions, group):
         rows.append(row)
         if act is not None and len(rows) == after:
             act()
@@ -183,7 +183,7 @@ def test_on_a_laptop_and_then_on_a_cluster(nodes: Any, tmp_path: Path) -> None:
 
 
 @needs_ray
-async def test_two_nodes_share_one_limit(crew: Any, server: LocalServer) -> None:
+async def test_two_nodes_share_one_limit(group: Any, server: LocalServer) -> None:
     import ray
 
     def node_of(worker: Any) -> str:
@@ -191,8 +191,8 @@ async def test_two_nodes_share_one_limit(crew: Any, server: LocalServer) -> None
 
         return str(ray.get_runtime_context().get_node_id())
 
-    rows = await all_answers(crew, "share")
-    asked = [worker.__ray_call__.remote(node_of) for worker in crew.workers]
+    rows = await all_answers(group, "share")
+    asked = [worker.__ray_call__.remote(node_of) for worker in group.workers]
     assert len(set(ray.get(asked))) == 2
     assert {row.worker for row in rows} == {0, 1}
     stats = server.stats()
@@ -201,11 +201,11 @@ async def test_two_nodes_share_one_limit(crew: Any, server: LocalServer) -> None
 
 @needs_ray
 async def test_a_429_seen_by_one_worker_pauses_the_other(
-    crew: Any, server: LocalServer
+    group: Any, server: LocalServer
 ) -> None:
     fault = Fault("429", calls=(50,), retry_after=2.0)
     server.reset(replace(SETTINGS, faults=(fault,)))
-    await all_answers(crew, "pause")
+    await all_answers(group, "pause")
     stats = server.stats()
     assert dict(stats.refused) == {"429": 1}
     assert stats.received == COUNT + 1
@@ -214,14 +214,14 @@ async def test_a_429_seen_by_one_worker_pauses_the_other(
 
 @needs_ray
 async def test_a_restarted_limiter_lets_no_burst_through(
-    crew: Any, server: LocalServer
+    group: Any, server: LocalServer
 ) -> None:
     import ray
 
-    kill = partial(ray.kill, crew.limiter, no_restart=False)
-    await all_answers(crew, "limiter", 50, kill)
+    kill = partial(ray.kill, group.limiter, no_restart=False)
+    await all_answers(group, "limiter", 50, kill)
     # Asked when all is done: right after the kill, the old one may still answer.
-    quiet = crew.limiter.__ray_call__.remote(lambda limiter: limiter._quiet)
+    quiet = group.limiter.__ray_call__.remote(lambda limiter: limiter._quiet)
     assert await quiet > 0  # it knows that there was another one
     stats = server.stats()
     assert (stats.received, dict(stats.refused)) == (COUNT, {})
@@ -229,23 +229,23 @@ async def test_a_restarted_limiter_lets_no_burst_through(
 
 @needs_ray
 async def test_the_questions_of_a_killed_worker_are_done_again_once(
-    crew: Any, server: LocalServer
+    group: Any, server: LocalServer
 ) -> None:
     import ray
 
-    worker = crew.workers[0]
-    await all_answers(crew, "kill", 50, lambda: ray.kill(worker, no_restart=False))
+    worker = group.workers[0]
+    await all_answers(group, "kill", 50, lambda: ray.kill(worker, no_restart=False))
     check_paid_again(server, "kill")
 
 
 @needs_ray
 async def test_the_questions_of_a_dead_machine_are_done_again_elsewhere(
-    connected: Any, crew: Any, server: LocalServer
+    connected: Any, group: Any, server: LocalServer
 ) -> None:
     def kill() -> None:
         connected.remove_node(connected.worker_nodes.copy().pop(), allow_graceful=False)
 
-    await all_answers(crew, "machine", 50, kill)
+    await all_answers(group, "machine", 50, kill)
     check_paid_again(server, "machine")
 
 
@@ -260,7 +260,7 @@ def check_paid_again(server: LocalServer, topic: str) -> None:
 
 @needs_ray
 async def test_a_slow_worker_is_asked_less(connected: Any, server: LocalServer) -> None:
-    from beyond_one_machine.cluster import Crew
+    from beyond_one_machine.cluster import WorkerGroup
 
     @asynccontextmanager
     async def open_ask(number: int) -> AsyncIterator[Ask]:
@@ -272,8 +272,8 @@ async def test_a_slow_worker_is_asked_less(connected: Any, server: LocalServer) 
 
         yield ask
 
-    async with Crew(job_on(server, open_ask=open_ask)) as crew:
-        asked = Counter(row.worker for row in await all_answers(crew, "slow"))
+    async with WorkerGroup(job_on(server, open_ask=open_ask)) as group:
+        asked = Counter(row.worker for row in await all_answers(group, "slow"))
     assert asked[0] < asked[1]
 
 
@@ -281,16 +281,16 @@ async def test_a_slow_worker_is_asked_less(connected: Any, server: LocalServer) 
 async def test_a_worker_that_cannot_begin_stops_the_run_and_says_why(
     connected: Any, server: LocalServer
 ) -> None:
-    from beyond_one_machine.cluster import Crew
+    from beyond_one_machine.cluster import WorkerGroup
 
     @asynccontextmanager
     async def open_ask(number: int) -> AsyncIterator[Ask]:
         raise ValueError("no key")
         yield
 
-    async with Crew(job_on(server, open_ask=open_ask)) as crew:
+    async with WorkerGroup(job_on(server, open_ask=open_ask)) as group:
         with pytest.raises(ValueError, match="no key"):
-            await answers(crew, "begin")
+            await answers(group, "begin")
 
 
 @needs_ray
@@ -299,9 +299,9 @@ async def test_a_worker_that_dies_for_good_swallows_no_more_than_it_had(
 ) -> None:
     import ray
 
-    from beyond_one_machine.cluster import Crew
+    from beyond_one_machine.cluster import WorkerGroup
 
-    async with Crew(job_on(server)) as crew:
-        rows = await answers(crew, "dies", 50, lambda: ray.kill(crew.workers[0]))
+    async with WorkerGroup(job_on(server)) as group:
+        rows = await answers(group, "dies", 50, lambda: ray.kill(group.workers[0]))
     failures = [row for row in rows if row.answer is None]
     assert 1 <= len(failures) <= 2 * LIMITS.concurrency
