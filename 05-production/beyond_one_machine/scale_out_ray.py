@@ -40,7 +40,10 @@ Numbered = tuple[int, str]  # a question and its line in the file
 
 
 def parsed(arguments: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(description=__doc__.split("\n\n")[0].strip())
+    parser = ArgumentParser(
+        prog="python -m beyond_one_machine.scale_out_ray",
+        description=__doc__.split("\n\n")[0].strip(),
+    )
     add = parser.add_argument
     add("questions", nargs="?", type=Path, metavar="FILE.jsonl", help="one a line")
     add(

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -11,20 +13,29 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from agents import Ask, Limits
-from racelab import Fault, LocalServer, Settings
+from beyond_one_machine import benchmark_scale_out, scale_out_ray
+from beyond_one_machine.scale_out_ray import (
+    Results,
+    answered,
+    open_cluster,
+    parsed,
+    read,
+)
+from racelab import Fault, LocalServer, ReaderError, Settings, start
 from racelab.pytest.plugin import Ran, run_as_reader
+from racelab.pytest.readme import stale_blocks
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on 127.0.0.1 only
-HERE = Path(__file__).parents[1]
-HAS_RAY = find_spec("ray") is not None
+FOLDER = Path(__file__).parents[1] / "beyond_one_machine"
 needs_ray = pytest.mark.skipif(
-    not HAS_RAY, reason="needs Ray: beyond_one_machine/requirements.txt"
+    find_spec("ray") is None, reason="needs Ray: beyond_one_machine/requirements.txt"
 )
 RATE = 100  # requests a second
 LIMITS = Limits(rpm=60 * RATE, concurrency=10)
@@ -57,8 +68,6 @@ def nodes() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def connected(nodes: Any) -> Iterator[Any]:
-    from beyond_one_machine.scale_out_ray import open_cluster
-
     with open_cluster(nodes.address, 2):
         yield nodes
 
@@ -115,7 +124,7 @@ async def all_answers(*arguments: Any) -> list[Any]:
 
 
 def script(*arguments: str) -> Ran:
-    return run_as_reader(HERE / "beyond_one_machine" / "scale_out_ray.py", *arguments)
+    return run_as_reader(FOLDER / "scale_out_ray.py", *arguments)
 
 
 def counts(ran: Ran) -> dict[str, int]:
@@ -123,18 +132,37 @@ def counts(ran: Ran) -> dict[str, int]:
     return {name.strip(): int(count) for name, count in lines}
 
 
-@pytest.mark.skipif(HAS_RAY, reason="Ray is installed")
-def test_without_ray_one_line_says_what_to_install() -> None:
-    ran = script()
-    assert (ran.status, ran.out) == (2, "")
-    assert "Ray is not installed: pip install -r " in ran.err
-    assert "Traceback" not in ran.err
+def test_the_readme_shows_what_the_simulation_prints() -> None:
+    assert stale_blocks(FOLDER / "README.md") == []
+
+
+@pytest.mark.parametrize("script", [scale_out_ray, benchmark_scale_out])
+def test_without_ray_one_line_says_what_to_install(
+    script: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    with pytest.raises(SystemExit) as end:
+        start(script.main)
+    out, err = capfd.readouterr()  # also what child processes print
+    assert (end.value.code, out) == (2, "")
+    file = FOLDER / "requirements.txt"
+    assert err == f"error: Ray is not installed: pip install -r {file}\n"
+
+
+@pytest.mark.parametrize("name", ["scale_out_ray", "simulate_leases"])
+def test_a_script_run_by_its_path_names_the_right_command(name: str) -> None:
+    command = [sys.executable, str(FOLDER / f"{name}.py")]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    says = f"from 05-production, run python -m beyond_one_machine.{name}"
+    assert ran.stderr == f"error: {says}\n"
 
 
 @pytest.mark.parametrize("line", ["no JSON", '{"text": "a"}', "7"])
 def test_a_line_that_is_no_question_is_named(tmp_path: Path, line: str) -> None:
-    from beyond_one_machine.scale_out_ray import ReaderError, parsed, read
-
     file = tmp_path / "questions.jsonl"
     file.write_text(f'"a"\n\n{{"question": "b"}}\n{line}\n', "utf-8")
     with pytest.raises(ReaderError, match=r"questions\.jsonl:4: must be"):
@@ -142,8 +170,6 @@ def test_a_line_that_is_no_question_is_named(tmp_path: Path, line: str) -> None:
 
 
 def test_the_file_of_answers_may_end_in_half_a_line(tmp_path: Path) -> None:
-    from beyond_one_machine.scale_out_ray import Results, answered
-
     file = tmp_path / "answers.jsonl"
     row = {"number": 1, "question": "a", "answer": "yes"}
     file.write_text(json.dumps(row) + "\n" + '{"number": 2, "ques', "utf-8")
@@ -166,7 +192,7 @@ def test_on_a_laptop_and_then_on_a_cluster(nodes: Any, tmp_path: Path) -> None:
     assert ran.last_line == "OK: answered 40 of 40 questions", ran.err
     assert ran.status == 0
     assert counts(ran)["requests at the server"] == 40
-    assert str(HERE) not in ran.out + ran.err
+    assert str(FOLDER.parent) not in ran.out + ran.err
 
     rows = out.read_text("utf-8").splitlines(keepends=True)
     out.write_text("".join(rows[:15]) + rows[15][:20], "utf-8")
