@@ -4,8 +4,6 @@ import asyncio
 import json
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
@@ -29,7 +27,7 @@ from agents import (
 )
 from racelab import Fault, LocalServer, ServerError, Settings, start
 from racelab.process import reuse_server
-from racelab.pytest.plugin import Ran, RunScript
+from racelab.pytest.plugin import Ran, run_as_reader
 from research_team import command_line, model_source, screen
 from research_team.final_report import ResearchReport, shown, why
 from research_team.forms import is_sound, questions_in
@@ -556,43 +554,34 @@ def test_faults_are_for_the_local_server(
     assert model_server.stats().received == 0
 
 
-# In a process of its own
+# As a whole
 
 
-def test_it_runs_from_any_folder(script: RunScript) -> None:
-    ran = script("research.py", "--agents", "2", "--faults", "none", "--rpm", "6000")
-    assert (ran.status, ran.last_line) == (0, "OK: answered 2 of 2 questions")
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send a Ctrl-C")
-@pytest.mark.parametrize(
-    "signals",
-    [(signal.SIGTERM,), (signal.SIGINT, signal.SIGTERM)],
-    ids=lambda signals: " ".join(signal.name for signal in signals),
-)
-def test_a_signal_keeps_what_arrived_and_is_the_status(
-    signals: tuple[signal.Signals, ...],
+def test_it_runs_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first lets those at work finish, the second does not."""
-    arguments = (*AT_ONCE, "--faults", "none", "--concurrency", "1", "--agents", "100")
-    child = subprocess.Popen(
-        [sys.executable, research.__file__, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with child:
-        assert child.stderr is not None
-        while not child.stderr.readline().startswith("workers: "):
-            assert child.poll() is None
-        for number in signals:
-            child.send_signal(number)
-        out, err = child.communicate(timeout=30)
-    assert child.returncode == 128 + signals[0]
-    answered, asked = Ran(child.returncode, out, err).numbers
-    assert asked == 100
-    assert (answered > 0) == (len(signals) == 1)
-    assert f"stopped by {signals[0].name}: {answered} answers were kept" in err
-    missing = out.rpartition("Missing:\n")[2].partition("\n\n")[0].splitlines()
-    assert len(missing) == 100 - answered
+    monkeypatch.chdir(tmp_path)
+    arguments = ("--agents", "1", "--faults", "none", "--rpm", "6000")
+    ran = run_as_reader(Path(research.__file__), *arguments)
+    assert (ran.status, ran.last_line) == (0, "OK: answered 1 of 1 questions")
+
+
+def test_ctrl_c_keeps_what_arrived_and_is_the_status(
+    run: RunResearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = screen.Board.note
+
+    def interrupt(board: screen.Board, question: str, doing: str) -> None:
+        note(board, question, doing)
+        if doing == "done" and list(board.agents.values()).count("done") == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(screen.Board, "note", interrupt)
+    ran = run("--agents", "20", "--faults", "none")
+    assert (ran.status, ran.word) == (128 + signal.SIGINT, "BROKEN")
+    answered, asked = ran.numbers
+    assert 1 <= answered < asked == 20
+    assert f"stopped by SIGINT: {answered} answers were kept" in ran.err
+    missing = ran.out.rpartition("Missing:\n")[2].partition("\n\n")[0].splitlines()
+    assert len(missing) == asked - answered
     assert all(": cancelled: " in line for line in missing)
