@@ -59,7 +59,7 @@ examples:
 
 @dataclass(frozen=True)
 class ResearchOptions:
-    """None: what fits the model."""
+    """A parsed command line. `None` stands for the default of the chosen model."""
 
     question: str
     agents: int

@@ -16,6 +16,8 @@ from research_team.screen import Board
 
 @dataclass
 class ResearchReport:
+    """A report: the plan, each question's outcome, and the editor's text."""
+
     question: str
     wanted: int  # smaller questions
     plan: Outcome | None = None  # the lead's
@@ -67,7 +69,7 @@ def why(failure: Failure) -> str:
 
 @dataclass(frozen=True)
 class ResearchRun:
-    """How the report came about."""
+    """A finished run: what was asked for, and what it took."""
 
     options: ResearchOptions
     model: ModelSource

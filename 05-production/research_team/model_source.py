@@ -18,6 +18,8 @@ LATENCY = 0.3  # seconds, of the local server
 
 @dataclass(frozen=True)
 class ModelSource:
+    """A model to ask, its limits, and the local server if it is local."""
+
     client: openai.AsyncOpenAI
     endpoint: Endpoint
     limits: Limits

@@ -214,16 +214,21 @@ async def test_an_answer_in_time_is_kept_when_its_check_is_late() -> None:
 
 
 @pytest.mark.virtual_time
-async def test_a_plan_that_cannot_be_read_is_asked_for_again() -> None:
+async def test_unreadable_plans_and_checks_are_asked_for_again() -> None:
     plans = ["sorry", '{"questions": []}', await two("")]
+    checks = ["maybe", *[await sound("")] * 2]
 
-    async def poor(prompt: str) -> str:
+    async def poor_plan(prompt: str) -> str:
         return plans.pop(0)
 
-    report = await researched(Limits(), plan=poor)
+    async def poor_check(prompt: str) -> str:
+        return checks.pop(0)
+
+    report = await researched(Limits(), plan=poor_plan, check=poor_check)
     assert report.holds
     assert report.questions == ["What?", "Why?"]
-    assert plans == []
+    assert set(report.findings.values()) == {"yes [checked]"}
+    assert plans == checks == []
 
 
 @pytest.mark.virtual_time

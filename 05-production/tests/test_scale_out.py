@@ -104,23 +104,23 @@ def server(session_server: LocalServer) -> LocalServer:
 async def answers(
     group: Any, topic: str, after: int = 0, act: Act | None = None
 ) -> list[Any]:
-    """The rows of all questions; when there are so many, act."""
+    """Return the results of all questions. After `after` of them, call `act`."""
     from beyond_one_machine.cluster import scale_out
 
-    rows = []
+    results = []
     questions = [(number, f"{topic} {number}") for number in range(COUNT)]
-    async for row in scale_out(questions, group):
-        rows.append(row)
-        if act is not None and len(rows) == after:
+    async for result in scale_out(questions, group):
+        results.append(result)
+        if act is not None and len(results) == after:
             act()
-    assert sorted(row.number for row in rows) == list(range(COUNT))
-    return rows
+    assert sorted(result.number for result in results) == list(range(COUNT))
+    return results
 
 
 async def all_answers(*arguments: Any) -> list[Any]:
-    rows = await answers(*arguments)
-    assert [row for row in rows if row.answer is None] == []
-    return rows
+    results = await answers(*arguments)
+    assert [result for result in results if result.answer is None] == []
+    return results
 
 
 def script(*arguments: str) -> Ran:
@@ -171,8 +171,8 @@ def test_a_line_that_is_no_question_is_named(tmp_path: Path, line: str) -> None:
 
 def test_the_file_of_answers_may_end_in_half_a_line(tmp_path: Path) -> None:
     file = tmp_path / "answers.jsonl"
-    row = {"number": 1, "question": "a", "answer": "yes"}
-    file.write_text(json.dumps(row) + "\n" + '{"number": 2, "ques', "utf-8")
+    result = {"number": 1, "question": "a", "answer": "yes"}
+    file.write_text(json.dumps(result) + "\n" + '{"number": 2, "ques', "utf-8")
     results = Results(file, total=2)
     results.add({"number": 2, "question": "b", "answer": "no"})
     results.close()
@@ -217,10 +217,10 @@ async def test_two_nodes_share_one_limit(group: Any, server: LocalServer) -> Non
 
         return str(ray.get_runtime_context().get_node_id())
 
-    rows = await all_answers(group, "share")
+    results = await all_answers(group, "share")
     asked = [worker.__ray_call__.remote(node_of) for worker in group.workers]
     assert len(set(ray.get(asked))) == 2
-    assert {row.worker for row in rows} == {0, 1}
+    assert {result.worker for result in results} == {0, 1}
     stats = server.stats()
     assert (stats.received, dict(stats.refused)) == (COUNT, {})
 
@@ -299,7 +299,7 @@ async def test_a_slow_worker_is_asked_less(connected: Any, server: LocalServer) 
         yield ask
 
     async with WorkerGroup(job_on(server, open_ask=open_ask)) as group:
-        asked = Counter(row.worker for row in await all_answers(group, "slow"))
+        asked = Counter(result.worker for result in await all_answers(group, "slow"))
     assert asked[0] < asked[1]
 
 
@@ -328,6 +328,6 @@ async def test_a_worker_that_dies_for_good_swallows_no_more_than_it_had(
     from beyond_one_machine.cluster import WorkerGroup
 
     async with WorkerGroup(job_on(server)) as group:
-        rows = await answers(group, "dies", 50, lambda: ray.kill(group.workers[0]))
-    failures = [row for row in rows if row.answer is None]
+        results = await answers(group, "dies", 50, lambda: ray.kill(group.workers[0]))
+    failures = [result for result in results if result.answer is None]
     assert 1 <= len(failures) <= 2 * LIMITS.concurrency
