@@ -216,7 +216,7 @@ async def test_an_answer_in_time_is_kept_when_its_check_is_late() -> None:
 @pytest.mark.virtual_time
 async def test_unreadable_plans_and_checks_are_asked_for_again() -> None:
     plans = ["sorry", '{"questions": []}', await two("")]
-    checks = ["maybe", *[await sound("")] * 2]
+    checks = ["maybe", '{"sound": true}', '{"sound": false}']
 
     async def poor_plan(prompt: str) -> str:
         return plans.pop(0)
@@ -227,7 +227,7 @@ async def test_unreadable_plans_and_checks_are_asked_for_again() -> None:
     report = await researched(Limits(), plan=poor_plan, check=poor_check)
     assert report.holds
     assert report.questions == ["What?", "Why?"]
-    assert set(report.findings.values()) == {"yes [checked]"}
+    assert set(report.findings.values()) == {"yes [checked]", "yes [doubtful]"}
     assert plans == checks == []
 
 
