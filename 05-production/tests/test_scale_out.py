@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from agents import Ask, Limits
+from agents import Ask, Journal, JournalError, Limits
 from beyond_one_machine import benchmark_scale_out, scale_out_ray
 from beyond_one_machine.scale_out_ray import (
     Results,
@@ -251,6 +251,17 @@ async def test_a_restarted_limiter_lets_no_burst_through(
     assert await quiet > 0  # it knows that there was another one
     stats = server.stats()
     assert (stats.received, dict(stats.refused)) == (COUNT, {})
+
+
+@needs_ray
+@pytest.mark.virtual_time
+async def test_a_worker_waits_for_the_journal_of_a_dying_one(tmp_path: Path) -> None:
+    from beyond_one_machine.cluster import open_journal
+
+    held = Journal(tmp_path / "worker-0.db")
+    asyncio.get_running_loop().call_later(5, held.close)
+    with await open_journal(tmp_path / "worker-0.db"), pytest.raises(JournalError):
+        await open_journal(tmp_path / "worker-0.db")
 
 
 @needs_ray
