@@ -582,11 +582,12 @@ def test_ctrl_c_keeps_what_arrived_and_is_the_status(
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(screen.Board, "note", interrupt)
-    ran = run("--agents", "20", "--faults", "none")
-    assert (ran.status, ran.word) == (128 + signal.SIGINT, "BROKEN")
-    answered, asked = ran.numbers
-    assert 1 <= answered < asked == 20
-    assert f"stopped by SIGINT: {answered} answers were kept" in ran.err
-    missing = ran.out.rpartition("Missing:\n")[2].partition("\n\n")[0].splitlines()
-    assert len(missing) == asked - answered
-    assert all(": cancelled: " in line for line in missing)
+    ran = run("--agents", "20", "--faults", "none", "--json")
+    says = json.loads(ran.out)
+    kept = 20 - len(says["missing"])
+    assert 1 <= kept < 20
+    assert ran.status == 128 + signal.SIGINT
+    assert says["stopped"] == "SIGINT"
+    assert f"stopped by SIGINT: {kept} answers were kept" in ran.err
+    assert says["verdict"].startswith(f"BROKEN: answered {kept} of 20 questions")
+    assert all(why.startswith("cancelled: ") for why in says["missing"].values())
