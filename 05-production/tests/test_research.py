@@ -313,15 +313,10 @@ def test_json_is_one_object_with_the_report_the_outcomes_and_the_counts(
     assert (says["stopped"], says["trouble"], says["from_journal"]) == (None, [], 0)
 
 
-def test_json_says_ok_with_status_0(run: RunResearch) -> None:
-    ran = run("--json", "--agents", "1", "--faults", "none")
-    assert json.loads(ran.out)["verdict"] == "OK: answered 1 of 1 questions"
-    assert ran.status == 0
-
-
 def test_what_was_used_is_no_more_than_the_limits_allow(run: RunResearch) -> None:
     ran = run("--json", "--rpm", "1200", "--concurrency", "2", "--faults", "none")
     says = json.loads(ran.out)
+    assert (ran.status, says["verdict"]) == (0, "OK: answered 8 of 8 questions")
     for name, used in says["used"].items():
         assert 0 < used <= says["allowed"][name]
     assert says["used"]["in_flight"] == 2
@@ -452,6 +447,10 @@ def test_the_options_are_the_limits() -> None:
         limits = model_source.limits_of(command_line.parse(given), is_local)
         assert (limits.concurrency, limits.rpm, limits.tpm) == (3, 60, 9000)
         assert (limits.timeout, limits.connect, limits.deadline) == (7, 5, 90)
+    server = model_source.server_settings(command_line.parse(given))
+    assert (server["rpm"], server["request_burst"], server["tpm"]) == (60, 1, 9000)
+    assert server["faults"] == command_line.FAULTS["some"]
+    assert model_source.limits_of(command_line.parse([]), is_local=True).connect == 1.5
     default = model_source.limits_of(command_line.parse([]), is_local=False)
     assert (default.rpm, default.tpm, default.timeout) == (500, 200_000, 60)
 

@@ -326,7 +326,7 @@ async def test_a_worker_that_cannot_begin_stops_the_run_and_says_why(
         yield
 
     async with WorkerGroup(job_on(server, open_ask=open_ask)) as group:
-        with pytest.raises(ValueError, match="^no key$"):
+        with pytest.raises(ValueError, match=r"^no key$"):
             await answers(group, "begin")
 
 
