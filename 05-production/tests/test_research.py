@@ -440,6 +440,10 @@ def test_a_bad_value_is_one_line_that_says_what_is_allowed(
     )
 
 
+def test_a_question_is_one_line_of_text_that_can_be_sent() -> None:
+    assert command_line.parse([" a\n b\udcff "]).question == "a b?"
+
+
 def test_the_options_are_the_limits() -> None:
     given = ["--concurrency=3", "--rpm=60", "--tpm=9000", "--timeout=7"]
     given += ["--deadline=90"]
