@@ -12,7 +12,7 @@ from threading import Event, Lock
 from racelab import Timeline, start, verdict
 
 ORDER = "order-17"  # one number for all tries
-PATIENCE = 0.5  # seconds for one try
+TRY_TIMEOUT = 0.5  # seconds for one try
 
 
 class Bank:
@@ -44,7 +44,7 @@ def pay(attempt: int, bank: Bank, network: Event, timeline: Timeline) -> None:
 async def buy(bank: Bank, network: Event, timeline: Timeline) -> None:
     for attempt in (1, 2):
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TRY_TIMEOUT):
                 await asyncio.to_thread(pay, attempt, bank, network, timeline)
         except TimeoutError:
             # Nobody waits for the thread any more, but nothing can stop it.

@@ -1,11 +1,11 @@
 """
-Ways to ask many questions, each in a process of its own, so that it can be weighed.
+Four baselines that ask many questions, each measured in a process of its own.
 
-What is the same for all: the questions, the limits, the SDK with `DefaultAioHttpClient`
-as its transport, the guess of how many tokens a question will take.
+All have the same questions, the same limits, the same guess of the tokens that a
+question takes, and the SDK with `DefaultAioHttpClient` as its transport.
 
-The benchmarks start this script as a child: a job is a line of JSON on its standard
-input, what it has cost is a line on its standard output.
+The benchmarks start this script as a child process: a job is a line of JSON on its
+standard input, and the job's cost is a line on its standard output.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from racelab import LocalServer, ReaderError, Settings, Stats
 
 MODEL = "gpt-5.4-mini"
 TRIES = 10  # by hand; refused ones count
-HELD = 0.5  # by hand: the share of a burst that is used; with 1.0 it is refused a lot
+BURST_SHARE = 0.5  # used by hand; with 1.0 of a burst, many requests are refused
 PASSING = (408, 409, 429)  # and all from 500
 
 
@@ -111,7 +111,7 @@ def limiter(
 ) -> aiolimiter.AsyncLimiter | None:
     if per_minute is None or burst is None:
         return None
-    size = HELD * burst
+    size = BURST_SHARE * burst
     return aiolimiter.AsyncLimiter(size, size / per_minute * 60)
 
 
@@ -144,9 +144,9 @@ async def agents(
         return sum([outcome.answer is not None async for outcome in run])
 
 
-Way = Callable[[openai.AsyncOpenAI, list[str], Limits], Awaitable[int]]
+Baseline = Callable[[openai.AsyncOpenAI, list[str], Limits], Awaitable[int]]
 BARE = "the SDK as it comes"  # on its default transport
-WAYS: dict[str, Way] = {
+BASELINES: dict[str, Baseline] = {
     "gather": gather,
     "gather + semaphore": semaphore,
     "by hand": by_hand,
@@ -165,9 +165,9 @@ class Cost:
     memory: float  # MiB, at most, beyond what there was before; 0 on Windows
 
 
-async def work(way: str) -> None:
+async def work(name: str) -> None:
     """The child's side: one job after another, until there are no more."""
-    transport = None if way == BARE else openai.DefaultAioHttpClient()
+    transport = None if name == BARE else openai.DefaultAioHttpClient()
     client = openai.AsyncOpenAI(
         base_url=sys.stdin.readline().strip(), api_key="local", http_client=transport
     )
@@ -180,7 +180,7 @@ async def work(way: str) -> None:
             limits = Limits(**job["limits"])
             patient = client.with_options(timeout=limits.timeout)
             before, begin, cpu = peak(), time.perf_counter(), time.process_time()
-            answered = await WAYS[way](patient, job["questions"], limits)
+            answered = await BASELINES[name](patient, job["questions"], limits)
             seconds = time.perf_counter() - begin
             cpu, memory = time.process_time() - cpu, peak() - before
             cost = Cost(answered, seconds, cpu, memory)
@@ -233,14 +233,14 @@ def share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}"
 
 
-class Child:
-    """A process for one way."""
+class BaselineProcess:
+    """A child process that runs one baseline."""
 
-    def __init__(self, way: str) -> None:
+    def __init__(self, name: str) -> None:
         """Start it. It goes on starting while others are started."""
-        self.way, self.knows_server = way, False
+        self.name, self.knows_server = name, False
         self.process = subprocess.Popen(
-            [sys.executable, __file__, way],
+            [sys.executable, __file__, name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             encoding="utf-8",
@@ -271,7 +271,7 @@ class Child:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise ReaderError(f"{self.way}: its process has ended")
+            raise ReaderError(f"{self.name}: its process has ended")
         values: dict[str, Any] = json.loads(line)
         return values
 
@@ -297,9 +297,9 @@ def wants_full(description: str | None) -> bool:
 
 
 @contextmanager
-def children(*ways: str) -> Iterator[dict[str, Child]]:
-    """A process for each; they are gone at the end, whatever happens."""
-    started = {way: Child(way) for way in ways}
+def children(*names: str) -> Iterator[dict[str, BaselineProcess]]:
+    """Start a process for each baseline, and end them all, whatever happens."""
+    started = {name: BaselineProcess(name) for name in names}
     try:
         yield started
     finally:

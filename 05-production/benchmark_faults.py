@@ -4,7 +4,7 @@ One request in eleven fails, hangs or is garbled: nothing is lost, little time i
 Run:   python benchmark_faults.py  (with --full: 1,000 questions, three times)
 Next:  python benchmark_memory.py
 
-The ways of `baselines.py`, and `agents` with a hedge: a request that takes long is sent
+The four of `baselines.py`, and `agents` with a hedge: a request that takes long is sent
 once more, and the first answer counts. Ideal is what the limit allows if nothing fails.
 The bound is what a perfect client takes that never waits longer than it is told to, if
 it does not hedge: mostly, it waits for the last request that hangs.
@@ -22,7 +22,7 @@ from racelab import Fault, Settings, local_server, result, start, table
 
 LATENCY = 0.1  # seconds, half as much to half as much again
 HEDGE = 0.3  # seconds: twice as long as the slowest answer
-WAYS = ("gather", "gather + semaphore", "by hand", "agents")
+BASELINES = ("gather", "gather + semaphore", "by hand", "agents")
 HEDGED = "agents, hedged"
 
 
@@ -83,17 +83,17 @@ def bound(size: Size, settings: Settings) -> float:
 
 
 def measure(size: Size) -> tuple[dict[str, list[Seen]], list[float]]:
-    """What each way has cost for each seed, and the bounds."""
+    """Return what each baseline has cost for each seed, and the bounds."""
     questions = [f"What is risk number {n}?" for n in range(size.questions)]
-    seen: dict[str, list[Seen]] = {way: [] for way in (*WAYS, HEDGED)}
+    seen: dict[str, list[Seen]] = {name: [] for name in (*BASELINES, HEDGED)}
     limits, bounds = limits_of(size), []
     hedged = replace(limits, hedge=HEDGE)
-    with children(*WAYS) as kids, local_server() as server:
+    with children(*BASELINES) as kids, local_server() as server:
         for seed in size.seeds:
             settings = settings_of(size, seed)
             bounds.append(bound(size, settings))
-            for way in WAYS:
-                seen[way].append(kids[way].ask(questions, limits, server, settings))
+            for name in BASELINES:
+                seen[name].append(kids[name].ask(questions, limits, server, settings))
             more = kids["agents"].ask(questions, hedged, server, settings)
             seen[HEDGED].append(more)
     return seen, bounds
@@ -105,9 +105,9 @@ def main(full: bool = False) -> int:
     seen, bounds = measure(size)
     ideal = (size.questions - size.burst) / size.rate + LATENCY
     rows = []
-    for way, runs in seen.items():
+    for name, runs in seen.items():
         ratio = median(it.cost.seconds for it in runs) / ideal
-        rows.append((way, f"{ratio:.2f}x", *cells(runs)))
+        rows.append((name, f"{ratio:.2f}x", *cells(runs)))
     rows.append(("the bound", f"{median(bounds) / ideal:.2f}x", "", "", "", ""))
     head = f"{size.questions:,} questions, {size.rate} requests/s"
     names = ("wall / ideal", "refused", "lost", "paid again", "CPU per call")

@@ -22,6 +22,7 @@ from racelab import result, start, table
 SHORT = (1_000, 10_000, 30_000)  # counting is slow: so that it takes 15 s
 FULL = (1_000, 10_000, 100_000)
 CONCURRENT = 20
+Baseline = Callable[[int], Awaitable[int]]
 
 
 async def ask(question: str) -> str:
@@ -56,20 +57,20 @@ async def agents(number: int) -> int:
     return answered
 
 
-WAYS: dict[str, Callable[[int], Awaitable[int]]] = {
+BASELINES: dict[str, Baseline] = {
     "gather + semaphore": gather,
     "agents": agents,
 }
 
 
-def peak(way: Callable[[int], Awaitable[int]], number: int) -> int:
+def peak(baseline: Baseline, number: int) -> int:
     """Bytes at most. Raises AssertionError if a question is lost."""
 
     async def run() -> int:
         gc.collect()
         tracemalloc.start()
         try:
-            assert await way(number) == number
+            assert await baseline(number) == number
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -81,9 +82,9 @@ def main(full: bool = False) -> int:
     print(f"measuring, about {'40' if full else '15'} s", file=sys.stderr)
     queued = FULL if full else SHORT
     peaks = {}
-    for name, way in WAYS.items():
-        peak(way, queued[0])  # warm up: what is made only once
-        peaks[name] = [peak(way, number) for number in queued]
+    for name, baseline in BASELINES.items():
+        peak(baseline, queued[0])  # warm up: what is made only once
+        peaks[name] = [peak(baseline, number) for number in queued]
     growth = {name: sizes[-1] / sizes[0] for name, sizes in peaks.items()}
     rows = [
         (name, *(f"{size / 2**20:.2f} MiB" for size in sizes), f"{growth[name]:.2f}x")

@@ -14,7 +14,7 @@ from openai import APITimeoutError, AsyncOpenAI
 
 from racelab import Ask, Fault, LocalServer, local_server, start, table, verdict
 
-PATIENCE = 0.25  # seconds that we want to wait for the answer, and no more
+ANSWER_TIMEOUT = 0.25  # seconds that we want to wait for the answer, and no more
 SILENCE = Fault("hang", probability=1)  # no request ever gets an answer
 
 
@@ -22,7 +22,7 @@ def openai_client(server: LocalServer) -> AsyncOpenAI:
     url, key = server.base_url, server.api_key
     # So long for each try, and the SDK makes three, with pauses in between.
     # (By default it is 600 s for each; with None it is for ever.)
-    return AsyncOpenAI(base_url=url, api_key=key, timeout=PATIENCE)
+    return AsyncOpenAI(base_url=url, api_key=key, timeout=ANSWER_TIMEOUT)
 
 
 async def ask_model(client: AsyncOpenAI, question: str) -> str:

@@ -14,14 +14,14 @@ from openai import APITimeoutError, AsyncOpenAI
 
 from racelab import Ask, Fault, LocalServer, local_server, start, table, verdict
 
-PATIENCE = 0.25  # seconds that we want to wait for the answer, and no more
+ANSWER_TIMEOUT = 0.25  # seconds that we want to wait for the answer, and no more
 SILENCE = Fault("hang", probability=1)  # no request ever gets an answer
 
 
 def openai_client(server: LocalServer) -> AsyncOpenAI:
     url, key = server.base_url, server.api_key
     # One call is one try. Its timeout is for each read: the deadline is in `run`.
-    return AsyncOpenAI(base_url=url, api_key=key, timeout=PATIENCE, max_retries=0)
+    return AsyncOpenAI(base_url=url, api_key=key, timeout=ANSWER_TIMEOUT, max_retries=0)
 
 
 async def ask_model(client: AsyncOpenAI, question: str) -> str:
@@ -37,7 +37,7 @@ async def run(ask: Ask) -> tuple[str, float]:
     asked = clock()
     try:
         # One deadline over all there is: connecting, sending, tries, pauses, reads.
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(ANSWER_TIMEOUT):
             await ask("What could go wrong?")
         fate = "answered"
     except (APITimeoutError, TimeoutError) as error:

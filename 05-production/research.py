@@ -25,10 +25,10 @@ from agents import (
     stop_on_signals,
 )
 from racelab import ReaderError, start
-from research_team.command_line import Options, parse
-from research_team.final_report import Report, Run, check_setup, finish
+from research_team.command_line import ResearchOptions, parse
+from research_team.final_report import ResearchReport, ResearchRun, check_setup, finish
 from research_team.forms import check_form, is_sound, plan_form, questions_in, readable
-from research_team.model_source import Model, open_model
+from research_team.model_source import ModelSource, open_model_source
 from research_team.screen import Board, show
 
 PLAN = """\
@@ -58,11 +58,11 @@ class Asks(NamedTuple):
 
 async def run(
     question: str, agents: int, team: Team, asks: Asks, board: Board
-) -> Report:
+) -> ResearchReport:
     """Plan, research, merge. Whatever fails is named in the report."""
     loop, limit = asyncio.get_running_loop(), team.limits.deadline
     until = loop.time() + (1 - EDITORS_SHARE) * limit
-    report = Report(question, agents)
+    report = ResearchReport(question, agents)
     report.plan = await plan(question, agents, team, asks)
     if report.plan.answer is not None:
         questions = questions_in(report.plan.text)[:agents]
@@ -114,7 +114,7 @@ async def ask_until(
         return Outcome(prompt, failure=Failure(FailureKind.DEADLINE, why))
 
 
-async def merge(report: Report, team: Team) -> Outcome:
+async def merge(report: ResearchReport, team: Team) -> Outcome:
     """The editor: one report from what arrived, that names what did not."""
     found = [f"- {asked}: {text}" for asked, text in report.findings.items()]
     missing = "; ".join(f"{asked} ({why})" for asked, why in report.missing.items())
@@ -126,25 +126,27 @@ async def merge(report: Report, team: Team) -> Outcome:
     return await team.ask(prompt)
 
 
-def asks_of(model: Model, agents: int, board: Board) -> Asks:
+def asks_of(model: ModelSource, agents: int, board: Board) -> Asks:
     planned = model.ask(response_format=plan_form(agents))
     checked = model.ask(response_format=check_form())
     return Asks(*map(board.count, (model.ask(), planned, checked)))
 
 
-async def conduct(options: Options) -> int:
+async def conduct(options: ResearchOptions) -> int:
     with ExitStack() as stack:
         journal = None
         if options.journal is not None:
             journal = stack.enter_context(Journal(options.journal))
-        async with open_model(options) as model:
+        async with open_model_source(options) as model:
             board = Board(model.limits)
             asks = asks_of(model, options.agents, board)
             team = Team(asks.words, model.limits, journal=journal, observer=board)
             async with team, show(board):
                 stop = stack.enter_context(stop_on_signals(team))
                 report = await run(options.question, options.agents, team, asks, board)
-            ended = Run(options, model, board, board.seconds, model.seen(), stop)
+            ended = ResearchRun(
+                options, model, board, board.seconds, model.seen(), stop
+            )
             check_setup(report, model)
             return finish(report, ended)
 

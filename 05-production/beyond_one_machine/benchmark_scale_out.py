@@ -1,8 +1,8 @@
 """
 Several workers use up one shared limit and keep to it; one process does for most.
 
-Run:   python -m beyond_one_machine.benchmark_scale_out  (needs Ray, see README.md)
-Next:  simulate_leases.py
+Run:   python -m beyond_one_machine.benchmark_scale_out  (needs Ray)
+Next:  python -m beyond_one_machine.simulate_leases
 
 Against the local model server, which counts: 1, 2 and 4 workers under one limit, and
 then with none that binds, beside the same `agents` in this process, without Ray. All of
@@ -23,9 +23,14 @@ from random import Random
 from typing import Any
 from uuid import uuid4
 
+if __name__ == "__main__" and not __package__:  # started by its path
+    module = "beyond_one_machine.benchmark_scale_out"
+    print(f"error: from 05-production, run python -m {module}", file=sys.stderr)
+    sys.exit(2)
+
 from agents import Limits, RateLimiter, Team
 from beyond_one_machine.leases import BATCH, LeasedRateLimiter
-from beyond_one_machine.scale_out_ray import open_cluster
+from beyond_one_machine.scale_out_ray import check_ray, open_cluster
 from racelab import LocalServer, Settings, local_server, result, start, table
 
 WORKERS = (1, 2, 4)
@@ -40,26 +45,26 @@ Cells = tuple[object, ...]
 
 
 @asynccontextmanager
-async def crew_of(server: LocalServer, limits: Limits) -> AsyncIterator[Any]:
-    """The largest number of workers, warmed up."""
-    from cluster import Crew, Job, openai_model
+async def open_group(server: LocalServer, limits: Limits) -> AsyncIterator[Any]:
+    """Start the largest number of workers, and warm them up."""
+    from beyond_one_machine.cluster import Job, WorkerGroup, openai_model
 
     ask = partial(openai_model, model="any", limits=limits, base_url=server.base_url)
     job = Job(limits=limits, open_ask=ask, workers=max(WORKERS), cpus=0)
-    async with Crew(job) as crew:
+    async with WorkerGroup(job) as group:
         server.reset(SERVER)
-        await answer(crew, max(WORKERS), 100)
-        yield crew
+        await answer(group, max(WORKERS), 100)
+        yield group
 
 
-async def answer(crew: Any, workers: int, calls: int) -> int:
-    """Answer so many questions; gives how many leases it took."""
-    from cluster import scale_out
+async def answer(group: Any, workers: int, calls: int) -> int:
+    """Answer `calls` questions, and return how many leases that took."""
+    from beyond_one_machine.cluster import scale_out
 
-    before = (await crew.counts()).leases
+    before = (await group.counts()).leases
     questions = ((number, f"question {number}") for number in range(calls))
-    assert all([row.answer async for row in scale_out(questions, crew, workers)])
-    return int((await crew.counts()).leases - before)
+    assert all([each.answer async for each in scale_out(questions, group, workers)])
+    return int((await group.counts()).leases - before)
 
 
 def seconds(server: LocalServer) -> float:
@@ -70,7 +75,7 @@ def seconds(server: LocalServer) -> float:
 
 async def here(server: LocalServer) -> float:
     """Requests a second of this process alone."""
-    from cluster import openai_model
+    from beyond_one_machine.cluster import openai_model
 
     limits = Limits(concurrency=CONCURRENT)
     for calls in (20, CALLS):
@@ -97,27 +102,28 @@ async def microseconds(pace: RateLimiter) -> float:
 async def price() -> tuple[float, float]:
     """Microseconds for a call to take its turn: from leases, and from this process."""
     import ray
-    from cluster import Far, RayLimiter
+
+    from beyond_one_machine.cluster import RayLimiter, RemoteLimiter
 
     name = uuid4().hex
     limiter: Any = ray.remote(RayLimiter)
     limiter = limiter.options(name=name, num_cpus=0).remote(UNLIMITED)
     await limiter.counts.remote()
-    far = Far(name)
-    async with LeasedRateLimiter(UNLIMITED, far, "benchmark") as pace:
+    remote = RemoteLimiter(name)
+    async with LeasedRateLimiter(UNLIMITED, remote, "benchmark") as pace:
         leased = await microseconds(pace)
         await limiter.close.remote()
-        await far.last
+        await remote.last
     return leased, await microseconds(RateLimiter(UNLIMITED, Random()))
 
 
 async def under_a_limit(server: LocalServer) -> list[Cells]:
     rows: list[Cells] = [("workers", "of the limit", "refused", "leases")]
-    async with crew_of(server, LIMITED) as crew:
+    async with open_group(server, LIMITED) as group:
         for workers in WORKERS:
             await asyncio.sleep(1)  # until the limiter's bucket is full
             server.reset(replace(SERVER, rpm=LIMITED.rpm, request_burst=RATE))
-            leases = await answer(crew, workers, LIMITED_CALLS)
+            leases = await answer(group, workers, LIMITED_CALLS)
             share = LIMITED_CALLS / (RATE + RATE * seconds(server))
             refused = sum(server.stats().refused.values())
             cells = (f"{share:.2f}", refused, f"{leases / LIMITED_CALLS:.2f}")
@@ -129,10 +135,10 @@ async def without(server: LocalServer) -> list[Cells]:
     rows: list[Cells] = [("workers", "calls/s", "of each")]
     alone = await here(server)
     rows.append(("no Ray, one process", f"{alone:.0f}", f"{alone:.0f}"))
-    async with crew_of(server, UNLIMITED) as crew:
+    async with open_group(server, UNLIMITED) as group:
         for workers in WORKERS:
             server.reset(SERVER)
-            await answer(crew, workers, CALLS)
+            await answer(group, workers, CALLS)
             seen = CALLS / seconds(server)
             rows.append(
                 (f"{workers} without a limit", f"{seen:.0f}", f"{seen / workers:.0f}")
@@ -145,6 +151,7 @@ async def measure(server: LocalServer) -> tuple[list[Cells], list[Cells], Any]:
 
 
 def main() -> int:
+    check_ray()  # before the server starts
     print("measuring, about 40 s", file=sys.stderr)
     with local_server() as server, open_cluster(None, max(WORKERS)):
         limited, free, (leased, own) = asyncio.run(measure(server))

@@ -1,7 +1,8 @@
 """Many questions on a Ray cluster: a team in each worker, one limiter for all.
 
-    async for row in scale_out(questions, job):
-        print(row.question, row.answer or row.failure)
+    async with WorkerGroup(job) as group:
+        async for result in scale_out(questions, group):
+            print(result.question, result.answer or result.failure)
 
 Ray places the workers, notices when one dies, starts it again where there is room and
 sends it the calls that it had not answered. `job.open_ask` gives each worker its model;
@@ -39,7 +40,8 @@ from beyond_one_machine.leases import (
 )
 
 RESTARTS = 10  # of each worker: then the questions that it has are failures
-PATIENCE = 10.0  # seconds, for a journal that a dying worker still holds
+JOURNAL_TIMEOUT = 10.0  # seconds, for a journal that a dying worker still holds
+CLOSE_TIMEOUT = 10.0  # seconds, for all actors to close
 
 OpenAsk = Callable[[int], AbstractAsyncContextManager[Ask]]
 
@@ -57,7 +59,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Result:
     """How one question ended: `answer` or `failure`."""
 
     number: int
@@ -77,8 +79,8 @@ class RayLimiter(Limiter):
         super().__init__(limits, context.was_current_actor_reconstructed)
 
 
-class Far:
-    """The limiter as seen from a worker. Ray repeats calls that it does not survive."""
+class RemoteLimiter:
+    """The limiter as seen from a worker. Ray repeats calls during which it dies."""
 
     def __init__(self, name: str) -> None:
         self._actor: Any = ray.get_actor(name)
@@ -105,16 +107,16 @@ class Worker:
     """The actor: one team in a process of its own."""
 
     def __init__(self, number: int, job: Job, limiter: str) -> None:
-        self._number, self._job, self._far = number, job, Far(limiter)
+        self._number, self._job, self._limiter = number, job, RemoteLimiter(limiter)
         self._opening = asyncio.Lock()
         self._stack = AsyncExitStack()
         self._team: Team | None = None
 
-    async def ask(self, number: int, question: str) -> Row:
+    async def ask(self, number: int, question: str) -> Result:
         async with self._opening:
             if self._team is None:
                 self._team = await self._open()
-        return row(number, await self._team.ask(question), self._number)
+        return result_of(number, await self._team.ask(question), self._number)
 
     async def _open(self) -> Team:
         job, name = self._job, f"{self._number}-{uuid4().hex}"
@@ -124,20 +126,22 @@ class Worker:
         if job.journals is not None:
             file = job.journals / f"worker-{self._number}.db"
             journal = self._stack.enter_context(await open_journal(file))
-        pace = await enter(LeasedRateLimiter(job.limits, self._far, name, job.batch))
+        pace = await enter(
+            LeasedRateLimiter(job.limits, self._limiter, name, job.batch)
+        )
         return await enter(Team(ask, job.limits, rate_limiter=pace, journal=journal))
 
     async def close(self) -> None:
         """When the limiter is closed; so nothing waits for it when it ends."""
         await self._stack.aclose()
-        if self._far.last is not None:
-            await self._far.last
+        if self._limiter.last is not None:
+            await self._limiter.last
 
 
 async def open_journal(file: Path) -> Journal:
     """Raises `JournalError`."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    ends = asyncio.get_running_loop().time() + PATIENCE
+    ends = asyncio.get_running_loop().time() + JOURNAL_TIMEOUT
     while True:
         try:
             return Journal(file)
@@ -147,7 +151,7 @@ async def open_journal(file: Path) -> Journal:
         await asyncio.sleep(0.1)
 
 
-def row(number: int, outcome: Outcome, worker: int) -> Row:
+def result_of(number: int, outcome: Outcome, worker: int) -> Result:
     """Without the cause of a failure, as not every exception can travel."""
     answer = failure = None
     if outcome.answer is not None:
@@ -155,7 +159,7 @@ def row(number: int, outcome: Outcome, worker: int) -> Row:
     if outcome.failure is not None:
         failure = f"{outcome.failure.kind}: {outcome.failure.says}"
     counts = (outcome.requests, outcome.tokens, worker)
-    return Row(number, outcome.question, answer, failure, *counts)
+    return Result(number, outcome.question, answer, failure, *counts)
 
 
 @asynccontextmanager
@@ -177,8 +181,8 @@ def cannot_begin(who: str, error: RayActorError) -> RuntimeError:
     return RuntimeError(f"{who} cannot begin: {str(error).strip().splitlines()[-1]}")
 
 
-class Crew:
-    """The actors of a job. `async with Crew(job) as crew:`"""
+class WorkerGroup:
+    """The actors of a job: `async with WorkerGroup(job) as group:`."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -205,12 +209,12 @@ class Crew:
                 free.put_nowait(number)
         return free
 
-    async def ask(self, free: asyncio.Queue[int], numbered: tuple[int, str]) -> Row:
+    async def ask(self, free: asyncio.Queue[int], numbered: tuple[int, str]) -> Result:
         """Ask whoever has a free place: a slow worker has fewer of them."""
         number, question = numbered
         worker = await free.get()
         try:
-            answered: Row = await self.workers[worker].ask.remote(number, question)
+            answered: Result = await self.workers[worker].ask.remote(number, question)
         except RayTaskError as error:
             raise error.cause from None  # no model, or no journal: nothing will work
         except RayActorError as error:  # it died, and does not start again
@@ -220,7 +224,7 @@ class Crew:
             if len(self._dead) == len(self.workers):
                 raise RuntimeError("all workers are dead") from None
             says = str(error).partition("\n")[0]
-            return Row(number, question, failure=f"{type(error).__name__}: {says}")
+            return Result(number, question, failure=f"{type(error).__name__}: {says}")
         free.put_nowait(worker)
         return answered
 
@@ -238,7 +242,7 @@ class Crew:
     async def __aexit__(self, *_: object) -> None:
         """Ray ends an actor that nobody can reach any more."""
         with suppress(RayError, TimeoutError):
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self.limiter.close.remote()
                 for worker in self.workers:
                     await worker.close.remote()
@@ -247,23 +251,24 @@ class Crew:
 
 
 async def scale_out(
-    questions: Iterable[tuple[int, str]], crew: Crew, workers: int | None = None
-) -> AsyncGenerator[Row, None]:
-    """Yield each question's row as it finishes. Questions are pulled as places free.
+    questions: Iterable[tuple[int, str]], group: WorkerGroup, workers: int | None = None
+) -> AsyncGenerator[Result, None]:
+    """Yield the result of each question as it finishes.
 
-    By all workers of the crew, or the first so many.
+    All workers of the group answer, or only the first `workers`. A question is pulled
+    from `questions` when a worker has a free place.
     """
 
     async def pull() -> AsyncGenerator[tuple[int, str], None]:
         for numbered in questions:
             yield numbered
 
-    free, pulled = crew.places(workers or crew.job.workers), pull()
-    ask = partial(crew.ask, free)
+    free, pulled = group.places(workers or group.job.workers), pull()
+    ask = partial(group.ask, free)
     run = map_bounded(pulled, ask, free.qsize(), in_order=False)
     try:
-        async for row in run:
-            yield row
+        async for result in run:
+            yield result
     finally:
         await run.aclose()
         await pulled.aclose()

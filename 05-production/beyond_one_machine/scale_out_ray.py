@@ -2,7 +2,7 @@
 The same agents in many processes and on many machines, under one shared rate limit.
 
 Run:   python -m beyond_one_machine.scale_out_ray  (--help says what else)
-Next:  benchmark_scale_out.py, simulate_leases.py
+Next:  python -m beyond_one_machine.benchmark_scale_out
 
 Ray (pip install -r beyond_one_machine/requirements.txt) runs the workers, on this
 machine or, with --address, on a running cluster. See cluster.py for what they do, and
@@ -26,6 +26,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TextIO
 
+if __name__ == "__main__" and not __package__:  # started by its path
+    module = "beyond_one_machine.scale_out_ray"
+    print(f"error: from 05-production, run python -m {module}", file=sys.stderr)
+    sys.exit(2)
+
 from agents import Journal, Limits
 from racelab import ReaderError, Stats, local_server, start, table, verdict
 from racelab.model import DEFAULT_MODEL, real_endpoint
@@ -35,7 +40,10 @@ Numbered = tuple[int, str]  # a question and its line in the file
 
 
 def parsed(arguments: list[str] | None = None) -> Namespace:
-    parser = ArgumentParser(description=__doc__.split("\n\n")[0].strip())
+    parser = ArgumentParser(
+        prog="python -m beyond_one_machine.scale_out_ray",
+        description=__doc__.split("\n\n")[0].strip(),
+    )
     add = parser.add_argument
     add("questions", nargs="?", type=Path, metavar="FILE.jsonl", help="one a line")
     add(
@@ -185,12 +193,12 @@ class Results:
             self._file.close()
 
 
-async def show(results: Results, crew: Any) -> None:
+async def show(results: Results, group: Any) -> None:
     """A line a second: the whole cluster."""
     while True:
         before = len(results.done)
         await asyncio.sleep(1)
-        done, counts = len(results.done), await crew.counts()
+        done, counts = len(results.done), await group.counts()
         print(
             f"{done:,} of {results.total:,} answered, {done - before:,}/s, "
             f"{results.failed:,} failed, {len(counts.workers)} workers, "
@@ -200,7 +208,7 @@ async def show(results: Results, crew: Any) -> None:
 
 
 async def work(options: Namespace, limits: Limits, base_url: str | None) -> Results:
-    from cluster import Crew, Job, openai_model, scale_out
+    from beyond_one_machine.cluster import Job, WorkerGroup, openai_model, scale_out
 
     model = (real_endpoint() or Namespace(model=DEFAULT_MODEL)).model
     ask = partial(openai_model, model=model, limits=limits, base_url=base_url)
@@ -219,13 +227,13 @@ async def work(options: Namespace, limits: Limits, base_url: str | None) -> Resu
         rest = [each for each in questions if each not in results.done]
         for known in recorded(journals, rest):
             results.add(known)
-        async with Crew(job) as crew:
-            progress = asyncio.create_task(show(results, crew))
+        async with WorkerGroup(job) as group:
+            progress = asyncio.create_task(show(results, group))
             stack.callback(progress.cancel)
             rest = [each for each in rest if each not in results.done]
             with suppress(TimeoutError):
                 async with asyncio.timeout(options.deadline):
-                    async for row in scale_out(rest, crew):
+                    async for row in scale_out(rest, group):
                         results.add(asdict(row))
     return results
 

@@ -12,11 +12,17 @@ second": at most, of all; the server's bucket is one of 100 requests. "refused":
 """
 
 import asyncio
+import sys
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import TypeVar
+
+if __name__ == "__main__" and not __package__:  # started by its path
+    module = "beyond_one_machine.simulate_leases"
+    print(f"error: from 05-production, run python -m {module}", file=sys.stderr)
+    sys.exit(2)
 
 from agents import Limits
 from beyond_one_machine.leases import Lease, LeasedRateLimiter, Limiter, Report

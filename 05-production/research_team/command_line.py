@@ -58,8 +58,8 @@ examples:
 
 
 @dataclass(frozen=True)
-class Options:
-    """None: what fits the model."""
+class ResearchOptions:
+    """A parsed command line. `None` stands for the default of the chosen model."""
 
     question: str
     agents: int
@@ -73,7 +73,7 @@ class Options:
     json: bool
 
 
-def parse(arguments: Sequence[str]) -> Options:
+def parse(arguments: Sequence[str]) -> ResearchOptions:
     """Ends the program with status 2 and one line if a value is not allowed."""
     parser = OneLineParser(
         prog="research.py",
@@ -88,7 +88,7 @@ def parse(arguments: Sequence[str]) -> Options:
     )
     add_options(parser)
     add_limits(parser)
-    return Options(**vars(parser.parse_args(arguments)))
+    return ResearchOptions(**vars(parser.parse_args(arguments)))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

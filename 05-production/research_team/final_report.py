@@ -9,13 +9,15 @@ from typing import Any
 from agents import Failure, FailureKind, Outcome, Shutdown, StatusError
 from agents.retry import may_pass
 from racelab import ReaderError, Stats, table, verdict
-from research_team.command_line import Options
-from research_team.model_source import Model
+from research_team.command_line import ResearchOptions
+from research_team.model_source import ModelSource
 from research_team.screen import Board
 
 
 @dataclass
-class Report:
+class ResearchReport:
+    """A report: the plan, each question's outcome, and the editor's text."""
+
     question: str
     wanted: int  # smaller questions
     plan: Outcome | None = None  # the lead's
@@ -66,11 +68,11 @@ def why(failure: Failure) -> str:
 
 
 @dataclass(frozen=True)
-class Run:
-    """How the report came about."""
+class ResearchRun:
+    """A finished run: what was asked for, and what it took."""
 
-    options: Options
-    model: Model
+    options: ResearchOptions
+    model: ModelSource
     board: Board
     seconds: float
     seen: Stats | None  # by the local server
@@ -86,7 +88,7 @@ class Run:
         return int((per_minute or 0) / 60 * (1 + self.seconds))
 
 
-def finish(report: Report, run: Run) -> int:
+def finish(report: ResearchReport, run: ResearchRun) -> int:
     """Print everything; give the exit status."""
     for stream in (sys.stdout, sys.stderr):  # not every terminal can show all letters
         if hasattr(stream, "reconfigure"):
@@ -103,7 +105,7 @@ def finish(report: Report, run: Run) -> int:
     return run.stop.status or status
 
 
-def as_text(report: Report, run: Run) -> str:
+def as_text(report: ResearchReport, run: ResearchRun) -> str:
     parts = [report.question, *map(shown, report.trouble), shown(report.says)]
     if report.missing:
         lines = [f"- {asked}: {why}" for asked, why in report.missing.items()]
@@ -117,7 +119,7 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
-def limits_table(run: Run) -> str:
+def limits_table(run: ResearchRun) -> str:
     limits, board = run.model.limits, run.board
     head = ("", "a minute", f"in {run.seconds:.1f} s", "used")
     rows = [
@@ -130,7 +132,7 @@ def limits_table(run: Run) -> str:
     )
 
 
-def counts(run: Run) -> list[str]:
+def counts(run: ResearchRun) -> list[str]:
     board, options, seen = run.board, run.options, run.seen
     lines = [f"{board['refused']} refused, {board['retried']} retried"]
     if seen is not None:
@@ -145,7 +147,7 @@ def counts(run: Run) -> list[str]:
     return lines
 
 
-def as_json(report: Report, run: Run) -> dict[str, Any]:
+def as_json(report: ResearchReport, run: ResearchRun) -> dict[str, Any]:
     return {
         "question": report.question,
         "verdict": ("OK: " if report.holds else "BROKEN: ") + report.verdict,
@@ -166,7 +168,7 @@ def outcome(ended: Outcome) -> dict[str, Any]:
     }
 
 
-def counts_as_json(run: Run) -> dict[str, Any]:
+def counts_as_json(run: ResearchRun) -> dict[str, Any]:
     endpoint, limits, board = run.model.endpoint, run.model.limits, run.board
     seen = None if run.seen is None else run.seen.to_json()
     server = seen and {name: seen[name] for name in ("received", "answered", "faults")}
@@ -190,7 +192,7 @@ def counts_as_json(run: Run) -> dict[str, Any]:
     }
 
 
-def check_setup(report: Report, model: Model) -> None:
+def check_setup(report: ResearchReport, model: ModelSource) -> None:
     """Raises `ReaderError` if the lead had a wrong key, or nobody to ask."""
     failure = None if report.plan is None else report.plan.failure
     if failure is None:

@@ -11,13 +11,15 @@ import openai
 from agents import Ask, Limits, openai_ask
 from racelab import LocalServer, ReaderError, ServerError, Stats, local_server
 from racelab.model import DEFAULT_MODEL, Endpoint, real_endpoint
-from research_team.command_line import FAULTS, Options
+from research_team.command_line import FAULTS, ResearchOptions
 
 LATENCY = 0.3  # seconds, of the local server
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelSource:
+    """A model to ask, its limits, and the local server if it is local."""
+
     client: openai.AsyncOpenAI
     endpoint: Endpoint
     limits: Limits
@@ -35,7 +37,7 @@ class Model:
 
 
 @asynccontextmanager
-async def open_model(options: Options) -> AsyncIterator[Model]:
+async def open_model_source(options: ResearchOptions) -> AsyncIterator[ModelSource]:
     """Raises `ReaderError`."""
     real = real_endpoint()
     if real is not None and options.faults is not None:
@@ -59,7 +61,7 @@ async def open_model(options: Options) -> AsyncIterator[Model]:
             http_client=openai.DefaultAioHttpClient(**transport),
         )
         async with client:
-            yield Model(client, real, limits, server)
+            yield ModelSource(client, real, limits, server)
 
 
 def described(endpoint: Endpoint) -> str:
@@ -68,7 +70,7 @@ def described(endpoint: Endpoint) -> str:
     return f"{endpoint.model} at {endpoint.host}"
 
 
-def limits_of(options: Options, is_local: bool) -> Limits:
+def limits_of(options: ResearchOptions, is_local: bool) -> Limits:
     timeout = options.timeout or (1.5 if is_local else 60)
     return Limits(
         concurrency=options.concurrency,
@@ -82,7 +84,7 @@ def limits_of(options: Options, is_local: bool) -> Limits:
     )
 
 
-def server_settings(options: Options) -> dict[str, Any]:
+def server_settings(options: ResearchOptions) -> dict[str, Any]:
     """The same limits, and a server that refuses whoever is faster."""
     limits = limits_of(options, is_local=True)
     assert limits.rpm is not None

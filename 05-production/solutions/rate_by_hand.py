@@ -18,8 +18,8 @@ SLOTS = 5  # calls in flight
 RPM, BURST = 300, 6  # the account's limit, and how many may come at once after a rest
 
 
-class Pace:
-    """One request after another, a fixed gap apart: a bucket that holds one."""
+class Spacer:
+    """A token bucket that holds one: requests go a fixed gap apart."""
 
     def __init__(self, per_minute: float) -> None:
         self.gap = 60 / per_minute
@@ -43,11 +43,11 @@ async def ask_model(client: AsyncOpenAI, question: str) -> str:
 async def run(ask: Ask) -> Counter[str]:
     """Ask all questions, SLOTS at a time; give how many were answered and refused."""
     slots = asyncio.Semaphore(SLOTS)
-    pace = Pace(RPM)
+    spacer = Spacer(RPM)
 
     async def ask_in_turn(number: int) -> str:
         async with slots:
-            await pace.wait()
+            await spacer.wait()
             try:
                 await ask(f"What is risk number {number}?")
             except RateLimitError:

@@ -13,14 +13,14 @@ from openai import APITimeoutError, AsyncOpenAI
 
 from racelab import Ask, Fault, LocalServer, local_server, start, table, verdict
 
-PATIENCE = 2.0  # seconds that we want to wait for the answer, and no more
-TRIES, TRY = 3, 0.25  # how many within that time, and seconds for each
+ANSWER_TIMEOUT = 2.0  # seconds that we want to wait for the answer, and no more
+TRIES, TRY_TIMEOUT = 3, 0.25  # how many within that time, and seconds for each
 SILENCE = Fault("hang", calls=(1,))  # the first request never gets an answer
 
 
 def openai_client(server: LocalServer) -> AsyncOpenAI:
     url, key = server.base_url, server.api_key
-    return AsyncOpenAI(base_url=url, api_key=key, timeout=TRY, max_retries=0)
+    return AsyncOpenAI(base_url=url, api_key=key, timeout=TRY_TIMEOUT, max_retries=0)
 
 
 async def ask_model(client: AsyncOpenAI, question: str) -> str:
@@ -43,7 +43,7 @@ async def run(ask: Ask) -> tuple[str, float]:
     clock = asyncio.get_running_loop().time
     asked = clock()
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(ANSWER_TIMEOUT):
             await insist("What could go wrong?", ask)
         fate = "answered"
     except (APITimeoutError, TimeoutError) as error:

@@ -31,7 +31,7 @@ def test_under_a_limit_agents_are_never_refused_and_gather_is(
 ) -> None:
     # So few at once, so slowly then, that a busy machine does not matter.
     small = load_script(RATE).Size(12, 8, 5, 25_000, 10_000, 1)
-    ran = run_inprocess(RATE, WAYS=TWO, SHORT=small, RATE=4, IN_FLIGHT=2)
+    ran = run_inprocess(RATE, BASELINES=TWO, SHORT=small, RATE=4, IN_FLIGHT=2)
     _, refused, lost, *_ = cells(ran, "agents")
     assert (refused, lost) == ("0x", "0.0%")
     _, refused, lost, *_ = cells(ran, "gather")
@@ -52,7 +52,9 @@ def test_faults_lose_nothing_and_nothing_is_paid_again(
         )
 
     small = load_script(FAULTS).Size(20, 1000, 1000, 0.5, (0,))
-    ran = run_inprocess(FAULTS, WAYS=TWO, SHORT=small, settings_of=struck, HEDGE=0.1)
+    ran = run_inprocess(
+        FAULTS, BASELINES=TWO, SHORT=small, settings_of=struck, HEDGE=0.1
+    )
     assert cells(ran, "agents")[1:4] == ["0x", "0.0%", "0x"]
     assert cells(ran, "agents, hedged")[1:3] == ["0x", "0.0%"]
     assert cells(ran, "gather")[1:4] == [
@@ -100,8 +102,10 @@ def test_queued_questions_take_memory_with_gather_and_none_with_agents(
 ) -> None:
     module = load_script(MEMORY)
     held = {
-        way: [module.peak(module.WAYS[way], number) for number in (100, 100, 1000)][1:]
-        for way in module.WAYS
+        way: [
+            module.peak(module.BASELINES[way], number) for number in (100, 100, 1000)
+        ][1:]
+        for way in module.BASELINES
     }
     few, many = held["gather + semaphore"]
     assert many > 5 * few
@@ -121,13 +125,13 @@ def test_a_lost_question_is_an_error_of_the_memory_benchmark(
         load_script(MEMORY).peak(answers_none, 1)
 
 
-@pytest.mark.parametrize("way", baselines.WAYS)
+@pytest.mark.parametrize("way", baselines.BASELINES)
 async def test_each_way_counts_what_it_has_got(
     way: str, model_server: LocalServer
 ) -> None:
     limits = Limits(concurrency=3, rpm=600, request_burst=20)
     async with client_of(model_server) as client:
-        assert await baselines.WAYS[way](client, ["a", "b", "c", "d"], limits) == 4
+        assert await baselines.BASELINES[way](client, ["a", "b", "c", "d"], limits) == 4
     stats = model_server.stats()
     assert (stats.answered, len(stats.answers)) == (4, 4)
     assert way == "gather" or stats.largest_in_flight <= 3

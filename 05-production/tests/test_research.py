@@ -4,8 +4,6 @@ import asyncio
 import json
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
@@ -29,12 +27,12 @@ from agents import (
 )
 from racelab import Fault, LocalServer, ServerError, Settings, start
 from racelab.process import reuse_server
-from racelab.pytest.plugin import Ran, RunScript
+from racelab.pytest.plugin import Ran, run_as_reader
 from research_team import command_line, model_source, screen
-from research_team.final_report import Report, shown, why
+from research_team.final_report import ResearchReport, shown, why
 from research_team.forms import is_sound, questions_in
 
-Research = Callable[..., Ran]
+RunResearch = Callable[..., Ran]
 QUESTION = command_line.QUESTION
 KEY = "sk-test-0123456789abcdef"
 AT_ONCE = ("--rpm", "600000", "--tpm", "100000000")  # tests need not wait for a turn
@@ -49,7 +47,7 @@ class Terminal(StringIO):
 @pytest.fixture
 def run(
     model_server: LocalServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Research:
+) -> RunResearch:
     """`run("--agents", "3", faults=(...))`: `main()` here, on the session's server."""
     quick = partial(Limits, backoff=0.01)
     monkeypatch.setattr(model_source, "Limits", quick)
@@ -94,7 +92,7 @@ def worker_prompts(model_server: LocalServer) -> dict[str, int]:
 
 
 def test_the_default_faults_lose_nothing(
-    run: Research, model_server: LocalServer
+    run: RunResearch, model_server: LocalServer
 ) -> None:
     ran = run("--faults", "some", *SPARE_TIME)
     assert (ran.status, ran.last_line) == (0, "OK: answered 8 of 8 questions")
@@ -105,7 +103,7 @@ def test_the_default_faults_lose_nothing(
     assert "Missing:\n" not in ran.out
 
 
-def test_an_outage_keeps_what_arrived_and_names_what_did_not(run: Research) -> None:
+def test_an_outage_keeps_what_arrived_and_names_what_did_not(run: RunResearch) -> None:
     ran = run("--faults", "outage")
     assert (ran.status, ran.word) == (1, "BROKEN")
     answered, asked = ran.numbers
@@ -117,7 +115,7 @@ def test_an_outage_keeps_what_arrived_and_names_what_did_not(run: Research) -> N
 
 
 def test_one_lost_question_is_named_to_the_reader_and_to_the_editor(
-    run: Research, model_server: LocalServer
+    run: RunResearch, model_server: LocalServer
 ) -> None:
     lost = f"{QUESTION} (3)"
     fault = Fault("500", question=research.RESEARCH.format(question=lost))
@@ -128,21 +126,21 @@ def test_one_lost_question_is_named_to_the_reader_and_to_the_editor(
     assert f"\nMissing: {lost} (refused: 500 " in merged
 
 
-def test_an_answer_that_cannot_be_checked_is_kept(run: Research) -> None:
+def test_an_answer_that_cannot_be_checked_is_kept(run: RunResearch) -> None:
     fault = Fault("500", question=research.CHECK[:20])
     ran = run("--faults", "none", "--agents", "2", faults=(fault,))
     assert ran.last_line == "OK: answered 2 of 2 questions"
     assert ran.out.count("[not checked]") == 2
 
 
-def test_a_lead_that_fails_is_named(run: Research) -> None:
+def test_a_lead_that_fails_is_named(run: RunResearch) -> None:
     fault = Fault("500", question=research.PLAN[:20])
     ran = run("--faults", "none", faults=(fault,))
     assert (ran.status, ran.last_line) == (1, "BROKEN: answered 0 of 8 questions")
     assert "The lead failed: refused: 500 " in ran.out
 
 
-def test_an_editor_that_fails_leaves_the_findings(run: Research) -> None:
+def test_an_editor_that_fails_leaves_the_findings(run: RunResearch) -> None:
     fault = Fault("500", question=research.MERGE[:20])
     ran = run("--faults", "none", faults=(fault,))
     assert ran.status == 1
@@ -151,7 +149,7 @@ def test_an_editor_that_fails_leaves_the_findings(run: Research) -> None:
 
 
 def test_a_server_that_is_gone_at_the_end_costs_only_its_counts(
-    run: Research, monkeypatch: pytest.MonkeyPatch
+    run: RunResearch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(self: LocalServer) -> None:
         raise ServerError("the local model server is gone")
@@ -179,7 +177,7 @@ async def two(prompt: str) -> str:
 
 async def researched(
     limits: Limits, words: Ask = words, plan: Ask = two, check: Ask = sound
-) -> Report:
+) -> ResearchReport:
     asks = research.Asks(words, plan, check)
     board = screen.Board(limits)
     async with Team(words, limits, observer=board) as team:
@@ -216,16 +214,21 @@ async def test_an_answer_in_time_is_kept_when_its_check_is_late() -> None:
 
 
 @pytest.mark.virtual_time
-async def test_a_plan_that_cannot_be_read_is_asked_for_again() -> None:
+async def test_unreadable_plans_and_checks_are_asked_for_again() -> None:
     plans = ["sorry", '{"questions": []}', await two("")]
+    checks = ["maybe", '{"sound": true}', '{"sound": false}']
 
-    async def poor(prompt: str) -> str:
+    async def poor_plan(prompt: str) -> str:
         return plans.pop(0)
 
-    report = await researched(Limits(), plan=poor)
+    async def poor_check(prompt: str) -> str:
+        return checks.pop(0)
+
+    report = await researched(Limits(), plan=poor_plan, check=poor_check)
     assert report.holds
     assert report.questions == ["What?", "Why?"]
-    assert plans == []
+    assert set(report.findings.values()) == {"yes [checked]", "yes [doubtful]"}
+    assert plans == checks == []
 
 
 @pytest.mark.virtual_time
@@ -288,7 +291,7 @@ def test_a_check_says_yes_or_no_or_is_unreadable() -> None:
 
 
 def test_json_is_one_object_with_the_report_the_outcomes_and_the_counts(
-    run: Research,
+    run: RunResearch,
 ) -> None:
     lost = f"{QUESTION} (2)"
     fault = Fault("500", question=research.RESEARCH.format(question=lost))
@@ -310,22 +313,17 @@ def test_json_is_one_object_with_the_report_the_outcomes_and_the_counts(
     assert (says["stopped"], says["trouble"], says["from_journal"]) == (None, [], 0)
 
 
-def test_json_says_ok_with_status_0(run: Research) -> None:
-    ran = run("--json", "--agents", "1", "--faults", "none")
-    assert json.loads(ran.out)["verdict"] == "OK: answered 1 of 1 questions"
-    assert ran.status == 0
-
-
-def test_what_was_used_is_no_more_than_the_limits_allow(run: Research) -> None:
+def test_what_was_used_is_no_more_than_the_limits_allow(run: RunResearch) -> None:
     ran = run("--json", "--rpm", "1200", "--concurrency", "2", "--faults", "none")
     says = json.loads(ran.out)
+    assert (ran.status, says["verdict"]) == (0, "OK: answered 8 of 8 questions")
     for name, used in says["used"].items():
         assert 0 < used <= says["allowed"][name]
     assert says["used"]["in_flight"] == 2
     assert says["refused"] == 0
 
 
-def test_without_a_terminal_there_are_plain_lines_on_stderr(run: Research) -> None:
+def test_without_a_terminal_there_are_plain_lines_on_stderr(run: RunResearch) -> None:
     ran = run("--agents", "3", "--faults", "none")
     assert "\x1b" not in ran.out + ran.err
     first, *lines = ran.err.splitlines()
@@ -335,7 +333,7 @@ def test_without_a_terminal_there_are_plain_lines_on_stderr(run: Research) -> No
 
 
 def test_on_a_terminal_there_is_a_live_picture(
-    run: Research, monkeypatch: pytest.MonkeyPatch
+    run: RunResearch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
@@ -353,7 +351,7 @@ def test_on_a_terminal_there_is_a_live_picture(
 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
-    run: Research, monkeypatch: pytest.MonkeyPatch
+    run: RunResearch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TERM", "dumb")
     ran = run("--agents", "1", "--faults", "none", err=Terminal())
@@ -401,7 +399,7 @@ def test_a_reason_is_said_once() -> None:
     assert why(Failure(FailureKind.TIMED_OUT, says)) == "timed out: no answer in time"
 
 
-def test_help_is_for_newcomers(run: Research) -> None:
+def test_help_is_for_newcomers(run: RunResearch) -> None:
     ran = run("--help")
     assert ran.status == 0
     for words in ("Ctrl-C", "local server", "nothing is lost", *command_line.FAULTS):
@@ -429,7 +427,7 @@ def test_help_is_for_newcomers(run: Research) -> None:
     ],
 )
 def test_a_bad_value_is_one_line_that_says_what_is_allowed(
-    arguments: tuple[str, str], run: Research
+    arguments: tuple[str, str], run: RunResearch
 ) -> None:
     name, value = arguments
     ran = run(f"{name}={value}") if name != "QUESTION" else run(value)
@@ -442,6 +440,10 @@ def test_a_bad_value_is_one_line_that_says_what_is_allowed(
     )
 
 
+def test_a_question_is_one_line_of_text_that_can_be_sent() -> None:
+    assert command_line.parse([" a\n b\udcff "]).question == "a b?"
+
+
 def test_the_options_are_the_limits() -> None:
     given = ["--concurrency=3", "--rpm=60", "--tpm=9000", "--timeout=7"]
     given += ["--deadline=90"]
@@ -449,6 +451,10 @@ def test_the_options_are_the_limits() -> None:
         limits = model_source.limits_of(command_line.parse(given), is_local)
         assert (limits.concurrency, limits.rpm, limits.tpm) == (3, 60, 9000)
         assert (limits.timeout, limits.connect, limits.deadline) == (7, 5, 90)
+    server = model_source.server_settings(command_line.parse(given))
+    assert (server["rpm"], server["request_burst"], server["tpm"]) == (60, 1, 9000)
+    assert server["faults"] == command_line.FAULTS["some"]
+    assert model_source.limits_of(command_line.parse([]), is_local=True).connect == 1.5
     default = model_source.limits_of(command_line.parse([]), is_local=False)
     assert (default.rpm, default.tpm, default.timeout) == (500, 200_000, 60)
 
@@ -457,7 +463,7 @@ def test_the_options_are_the_limits() -> None:
 
 
 def test_a_second_start_with_the_same_journal_asks_nothing(
-    run: Research, model_server: LocalServer, tmp_path: Path
+    run: RunResearch, model_server: LocalServer, tmp_path: Path
 ) -> None:
     journal = ("--journal", str(tmp_path / "run.db"))
     first = run("--faults", "some", *SPARE_TIME, *journal)
@@ -469,7 +475,7 @@ def test_a_second_start_with_the_same_journal_asks_nothing(
 
 
 def test_after_an_outage_only_what_is_missing_is_asked(
-    run: Research, model_server: LocalServer, tmp_path: Path
+    run: RunResearch, model_server: LocalServer, tmp_path: Path
 ) -> None:
     journal = ("--journal", str(tmp_path / "run.db"))
     assert run("--faults", "outage", *journal).status == 1
@@ -482,7 +488,7 @@ def test_after_an_outage_only_what_is_missing_is_asked(
     assert len(before) + len(after) == 18
 
 
-def test_a_journal_in_use_is_one_line(run: Research, tmp_path: Path) -> None:
+def test_a_journal_in_use_is_one_line(run: RunResearch, tmp_path: Path) -> None:
     file = tmp_path / "run.db"
     with Journal(file):
         ran = run("--journal", str(file))
@@ -492,7 +498,7 @@ def test_a_journal_in_use_is_one_line(run: Research, tmp_path: Path) -> None:
 
 
 def test_a_journal_that_breaks_is_one_line(
-    run: Research, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: RunResearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: Journal, question: str, *values: object) -> None:
         raise JournalError("journal run.db: disk is full")
@@ -509,7 +515,7 @@ def test_a_journal_that_breaks_is_one_line(
 @pytest.mark.parametrize("accepted", [None, "sk-another"])
 def test_no_output_and_no_journal_contains_the_key(
     accepted: str | None,
-    run: Research,
+    run: RunResearch,
     real: pytest.MonkeyPatch,
     model_server: LocalServer,
     tmp_path: Path,
@@ -529,7 +535,7 @@ def test_no_output_and_no_journal_contains_the_key(
 
 
 def test_a_wrong_key_is_one_line(
-    run: Research, real: pytest.MonkeyPatch, model_server: LocalServer
+    run: RunResearch, real: pytest.MonkeyPatch, model_server: LocalServer
 ) -> None:
     model_server.reset(Settings(api_key="sk-another"))
     ran = run()
@@ -539,7 +545,7 @@ def test_a_wrong_key_is_one_line(
     assert model_server.stats().received == 1
 
 
-def test_nobody_there_is_one_line(run: Research, real: pytest.MonkeyPatch) -> None:
+def test_nobody_there_is_one_line(run: RunResearch, real: pytest.MonkeyPatch) -> None:
     real.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     ran = run()
     assert (ran.status, ran.out) == (2, "")
@@ -547,7 +553,7 @@ def test_nobody_there_is_one_line(run: Research, real: pytest.MonkeyPatch) -> No
 
 
 def test_faults_are_for_the_local_server(
-    run: Research, real: pytest.MonkeyPatch, model_server: LocalServer
+    run: RunResearch, real: pytest.MonkeyPatch, model_server: LocalServer
 ) -> None:
     ran = run("--faults", "some")
     assert (ran.status, ran.out) == (2, "")
@@ -556,43 +562,35 @@ def test_faults_are_for_the_local_server(
     assert model_server.stats().received == 0
 
 
-# In a process of its own
+# As a whole
 
 
-def test_it_runs_from_any_folder(script: RunScript) -> None:
-    ran = script("research.py", "--agents", "2", "--faults", "none", "--rpm", "6000")
-    assert (ran.status, ran.last_line) == (0, "OK: answered 2 of 2 questions")
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot send a Ctrl-C")
-@pytest.mark.parametrize(
-    "signals",
-    [(signal.SIGTERM,), (signal.SIGINT, signal.SIGTERM)],
-    ids=lambda signals: " ".join(signal.name for signal in signals),
-)
-def test_a_signal_keeps_what_arrived_and_is_the_status(
-    signals: tuple[signal.Signals, ...],
+def test_it_runs_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first lets those at work finish, the second does not."""
-    arguments = (*AT_ONCE, "--faults", "none", "--concurrency", "1", "--agents", "100")
-    child = subprocess.Popen(
-        [sys.executable, research.__file__, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with child:
-        assert child.stderr is not None
-        while not child.stderr.readline().startswith("workers: "):
-            assert child.poll() is None
-        for number in signals:
-            child.send_signal(number)
-        out, err = child.communicate(timeout=30)
-    assert child.returncode == 128 + signals[0]
-    answered, asked = Ran(child.returncode, out, err).numbers
-    assert asked == 100
-    assert (answered > 0) == (len(signals) == 1)
-    assert f"stopped by {signals[0].name}: {answered} answers were kept" in err
-    missing = out.rpartition("Missing:\n")[2].partition("\n\n")[0].splitlines()
-    assert len(missing) == 100 - answered
-    assert all(": cancelled: " in line for line in missing)
+    monkeypatch.chdir(tmp_path)
+    arguments = ("--agents", "1", "--faults", "none", "--rpm", "6000")
+    ran = run_as_reader(Path(research.__file__), *arguments)
+    assert (ran.status, ran.last_line) == (0, "OK: answered 1 of 1 questions")
+
+
+def test_ctrl_c_keeps_what_arrived_and_is_the_status(
+    run: RunResearch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = screen.Board.note
+
+    def interrupt(board: screen.Board, question: str, doing: str) -> None:
+        note(board, question, doing)
+        if doing == "done" and list(board.agents.values()).count("done") == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(screen.Board, "note", interrupt)
+    ran = run("--agents", "20", "--faults", "none", "--json")
+    says = json.loads(ran.out)
+    kept = 20 - len(says["missing"])
+    assert 1 <= kept < 20
+    assert ran.status == 128 + signal.SIGINT
+    assert says["stopped"] == "SIGINT"
+    assert f"stopped by SIGINT: {kept} answers were kept" in ran.err
+    assert says["verdict"].startswith(f"BROKEN: answered {kept} of 20 questions")
+    assert all(why.startswith("cancelled: ") for why in says["missing"].values())

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -11,20 +13,29 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from agents import Ask, Limits
-from racelab import Fault, LocalServer, Settings
+from agents import Ask, Journal, JournalError, Limits
+from beyond_one_machine import benchmark_scale_out, scale_out_ray
+from beyond_one_machine.scale_out_ray import (
+    Results,
+    answered,
+    open_cluster,
+    parsed,
+    read,
+)
+from racelab import Fault, LocalServer, ReaderError, Settings, start
 from racelab.pytest.plugin import Ran, run_as_reader
+from racelab.pytest.readme import stale_blocks
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on 127.0.0.1 only
-HERE = Path(__file__).parents[1]
-HAS_RAY = find_spec("ray") is not None
+FOLDER = Path(__file__).parents[1] / "beyond_one_machine"
 needs_ray = pytest.mark.skipif(
-    not HAS_RAY, reason="needs Ray: beyond_one_machine/requirements.txt"
+    find_spec("ray") is None, reason="needs Ray: beyond_one_machine/requirements.txt"
 )
 RATE = 100  # requests a second
 LIMITS = Limits(rpm=60 * RATE, concurrency=10)
@@ -57,8 +68,6 @@ def nodes() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def connected(nodes: Any) -> Iterator[Any]:
-    from beyond_one_machine.scale_out_ray import open_cluster
-
     with open_cluster(nodes.address, 2):
         yield nodes
 
@@ -71,19 +80,19 @@ def job_on(server: LocalServer, **more: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def crew(
+def group(
     connected: Any,
     session_server: LocalServer,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Any]:
     """Two workers with journals, for several tests: one that dies is started again."""
-    from beyond_one_machine.cluster import Crew
+    from beyond_one_machine.cluster import WorkerGroup
 
     journals = tmp_path_factory.mktemp("journals")
-    crew = Crew(job_on(session_server, journals=journals))
-    asyncio.run(crew.__aenter__())
-    yield crew
-    asyncio.run(crew.__aexit__())
+    group = WorkerGroup(job_on(session_server, journals=journals))
+    asyncio.run(group.__aenter__())
+    yield group
+    asyncio.run(group.__aexit__())
 
 
 @pytest.fixture
@@ -93,29 +102,29 @@ def server(session_server: LocalServer) -> LocalServer:
 
 
 async def answers(
-    crew: Any, topic: str, after: int = 0, act: Act | None = None
+    group: Any, topic: str, after: int = 0, act: Act | None = None
 ) -> list[Any]:
-    """The rows of all questions; when there are so many, act."""
+    """Return the results of all questions. After `after` of them, call `act`."""
     from beyond_one_machine.cluster import scale_out
 
-    rows = []
+    results = []
     questions = [(number, f"{topic} {number}") for number in range(COUNT)]
-    async for row in scale_out(questions, crew):
-        rows.append(row)
-        if act is not None and len(rows) == after:
+    async for result in scale_out(questions, group):
+        results.append(result)
+        if act is not None and len(results) == after:
             act()
-    assert sorted(row.number for row in rows) == list(range(COUNT))
-    return rows
+    assert sorted(result.number for result in results) == list(range(COUNT))
+    return results
 
 
 async def all_answers(*arguments: Any) -> list[Any]:
-    rows = await answers(*arguments)
-    assert [row for row in rows if row.answer is None] == []
-    return rows
+    results = await answers(*arguments)
+    assert [result for result in results if result.answer is None] == []
+    return results
 
 
 def script(*arguments: str) -> Ran:
-    return run_as_reader(HERE / "beyond_one_machine" / "scale_out_ray.py", *arguments)
+    return run_as_reader(FOLDER / "scale_out_ray.py", *arguments)
 
 
 def counts(ran: Ran) -> dict[str, int]:
@@ -123,18 +132,37 @@ def counts(ran: Ran) -> dict[str, int]:
     return {name.strip(): int(count) for name, count in lines}
 
 
-@pytest.mark.skipif(HAS_RAY, reason="Ray is installed")
-def test_without_ray_one_line_says_what_to_install() -> None:
-    ran = script()
-    assert (ran.status, ran.out) == (2, "")
-    assert "Ray is not installed: pip install -r " in ran.err
-    assert "Traceback" not in ran.err
+def test_the_readme_shows_what_the_simulation_prints() -> None:
+    assert stale_blocks(FOLDER / "README.md") == []
+
+
+@pytest.mark.parametrize("script", [scale_out_ray, benchmark_scale_out])
+def test_without_ray_one_line_says_what_to_install(
+    script: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    with pytest.raises(SystemExit) as end:
+        start(script.main)
+    out, err = capfd.readouterr()  # also what child processes print
+    assert (end.value.code, out) == (2, "")
+    file = FOLDER / "requirements.txt"
+    assert err == f"error: Ray is not installed: pip install -r {file}\n"
+
+
+@pytest.mark.parametrize("name", ["scale_out_ray", "simulate_leases"])
+def test_a_script_run_by_its_path_names_the_right_command(name: str) -> None:
+    command = [sys.executable, str(FOLDER / f"{name}.py")]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    says = f"from 05-production, run python -m beyond_one_machine.{name}"
+    assert ran.stderr == f"error: {says}\n"
 
 
 @pytest.mark.parametrize("line", ["no JSON", '{"text": "a"}', "7"])
 def test_a_line_that_is_no_question_is_named(tmp_path: Path, line: str) -> None:
-    from beyond_one_machine.scale_out_ray import ReaderError, parsed, read
-
     file = tmp_path / "questions.jsonl"
     file.write_text(f'"a"\n\n{{"question": "b"}}\n{line}\n', "utf-8")
     with pytest.raises(ReaderError, match=r"questions\.jsonl:4: must be"):
@@ -142,11 +170,9 @@ def test_a_line_that_is_no_question_is_named(tmp_path: Path, line: str) -> None:
 
 
 def test_the_file_of_answers_may_end_in_half_a_line(tmp_path: Path) -> None:
-    from beyond_one_machine.scale_out_ray import Results, answered
-
     file = tmp_path / "answers.jsonl"
-    row = {"number": 1, "question": "a", "answer": "yes"}
-    file.write_text(json.dumps(row) + "\n" + '{"number": 2, "ques', "utf-8")
+    result = {"number": 1, "question": "a", "answer": "yes"}
+    file.write_text(json.dumps(result) + "\n" + '{"number": 2, "ques', "utf-8")
     results = Results(file, total=2)
     results.add({"number": 2, "question": "b", "answer": "no"})
     results.close()
@@ -166,7 +192,7 @@ def test_on_a_laptop_and_then_on_a_cluster(nodes: Any, tmp_path: Path) -> None:
     assert ran.last_line == "OK: answered 40 of 40 questions", ran.err
     assert ran.status == 0
     assert counts(ran)["requests at the server"] == 40
-    assert str(HERE) not in ran.out + ran.err
+    assert str(FOLDER.parent) not in ran.out + ran.err
 
     rows = out.read_text("utf-8").splitlines(keepends=True)
     out.write_text("".join(rows[:15]) + rows[15][:20], "utf-8")
@@ -183,7 +209,7 @@ def test_on_a_laptop_and_then_on_a_cluster(nodes: Any, tmp_path: Path) -> None:
 
 
 @needs_ray
-async def test_two_nodes_share_one_limit(crew: Any, server: LocalServer) -> None:
+async def test_two_nodes_share_one_limit(group: Any, server: LocalServer) -> None:
     import ray
 
     def node_of(worker: Any) -> str:
@@ -191,21 +217,21 @@ async def test_two_nodes_share_one_limit(crew: Any, server: LocalServer) -> None
 
         return str(ray.get_runtime_context().get_node_id())
 
-    rows = await all_answers(crew, "share")
-    asked = [worker.__ray_call__.remote(node_of) for worker in crew.workers]
+    results = await all_answers(group, "share")
+    asked = [worker.__ray_call__.remote(node_of) for worker in group.workers]
     assert len(set(ray.get(asked))) == 2
-    assert {row.worker for row in rows} == {0, 1}
+    assert {result.worker for result in results} == {0, 1}
     stats = server.stats()
     assert (stats.received, dict(stats.refused)) == (COUNT, {})
 
 
 @needs_ray
 async def test_a_429_seen_by_one_worker_pauses_the_other(
-    crew: Any, server: LocalServer
+    group: Any, server: LocalServer
 ) -> None:
     fault = Fault("429", calls=(50,), retry_after=2.0)
     server.reset(replace(SETTINGS, faults=(fault,)))
-    await all_answers(crew, "pause")
+    await all_answers(group, "pause")
     stats = server.stats()
     assert dict(stats.refused) == {"429": 1}
     assert stats.received == COUNT + 1
@@ -214,38 +240,49 @@ async def test_a_429_seen_by_one_worker_pauses_the_other(
 
 @needs_ray
 async def test_a_restarted_limiter_lets_no_burst_through(
-    crew: Any, server: LocalServer
+    group: Any, server: LocalServer
 ) -> None:
     import ray
 
-    kill = partial(ray.kill, crew.limiter, no_restart=False)
-    await all_answers(crew, "limiter", 50, kill)
+    kill = partial(ray.kill, group.limiter, no_restart=False)
+    await all_answers(group, "limiter", 50, kill)
     # Asked when all is done: right after the kill, the old one may still answer.
-    quiet = crew.limiter.__ray_call__.remote(lambda limiter: limiter._quiet)
+    quiet = group.limiter.__ray_call__.remote(lambda limiter: limiter._quiet)
     assert await quiet > 0  # it knows that there was another one
     stats = server.stats()
     assert (stats.received, dict(stats.refused)) == (COUNT, {})
 
 
 @needs_ray
+@pytest.mark.virtual_time
+async def test_a_worker_waits_for_the_journal_of_a_dying_one(tmp_path: Path) -> None:
+    from beyond_one_machine.cluster import open_journal
+
+    held = Journal(tmp_path / "worker-0.db")
+    asyncio.get_running_loop().call_later(5, held.close)
+    with await open_journal(tmp_path / "worker-0.db"), pytest.raises(JournalError):
+        await open_journal(tmp_path / "worker-0.db")
+
+
+@needs_ray
 async def test_the_questions_of_a_killed_worker_are_done_again_once(
-    crew: Any, server: LocalServer
+    group: Any, server: LocalServer
 ) -> None:
     import ray
 
-    worker = crew.workers[0]
-    await all_answers(crew, "kill", 50, lambda: ray.kill(worker, no_restart=False))
+    worker = group.workers[0]
+    await all_answers(group, "kill", 50, lambda: ray.kill(worker, no_restart=False))
     check_paid_again(server, "kill")
 
 
 @needs_ray
 async def test_the_questions_of_a_dead_machine_are_done_again_elsewhere(
-    connected: Any, crew: Any, server: LocalServer
+    connected: Any, group: Any, server: LocalServer
 ) -> None:
     def kill() -> None:
         connected.remove_node(connected.worker_nodes.copy().pop(), allow_graceful=False)
 
-    await all_answers(crew, "machine", 50, kill)
+    await all_answers(group, "machine", 50, kill)
     check_paid_again(server, "machine")
 
 
@@ -260,7 +297,7 @@ def check_paid_again(server: LocalServer, topic: str) -> None:
 
 @needs_ray
 async def test_a_slow_worker_is_asked_less(connected: Any, server: LocalServer) -> None:
-    from beyond_one_machine.cluster import Crew
+    from beyond_one_machine.cluster import WorkerGroup
 
     @asynccontextmanager
     async def open_ask(number: int) -> AsyncIterator[Ask]:
@@ -272,8 +309,8 @@ async def test_a_slow_worker_is_asked_less(connected: Any, server: LocalServer) 
 
         yield ask
 
-    async with Crew(job_on(server, open_ask=open_ask)) as crew:
-        asked = Counter(row.worker for row in await all_answers(crew, "slow"))
+    async with WorkerGroup(job_on(server, open_ask=open_ask)) as group:
+        asked = Counter(result.worker for result in await all_answers(group, "slow"))
     assert asked[0] < asked[1]
 
 
@@ -281,16 +318,16 @@ async def test_a_slow_worker_is_asked_less(connected: Any, server: LocalServer) 
 async def test_a_worker_that_cannot_begin_stops_the_run_and_says_why(
     connected: Any, server: LocalServer
 ) -> None:
-    from beyond_one_machine.cluster import Crew
+    from beyond_one_machine.cluster import WorkerGroup
 
     @asynccontextmanager
     async def open_ask(number: int) -> AsyncIterator[Ask]:
         raise ValueError("no key")
         yield
 
-    async with Crew(job_on(server, open_ask=open_ask)) as crew:
-        with pytest.raises(ValueError, match="no key"):
-            await answers(crew, "begin")
+    async with WorkerGroup(job_on(server, open_ask=open_ask)) as group:
+        with pytest.raises(ValueError, match=r"^no key$"):
+            await answers(group, "begin")
 
 
 @needs_ray
@@ -299,9 +336,9 @@ async def test_a_worker_that_dies_for_good_swallows_no_more_than_it_had(
 ) -> None:
     import ray
 
-    from beyond_one_machine.cluster import Crew
+    from beyond_one_machine.cluster import WorkerGroup
 
-    async with Crew(job_on(server)) as crew:
-        rows = await answers(crew, "dies", 50, lambda: ray.kill(crew.workers[0]))
-    failures = [row for row in rows if row.answer is None]
+    async with WorkerGroup(job_on(server)) as group:
+        results = await answers(group, "dies", 50, lambda: ray.kill(group.workers[0]))
+    failures = [result for result in results if result.answer is None]
     assert 1 <= len(failures) <= 2 * LIMITS.concurrency
