@@ -182,7 +182,7 @@ async def test_a_slow_answer_takes_ten_times_as_long(
         await sleep(0)
 
     async with opened() as (server, client):
-        monkeypatch.setattr("racelab.server.calls.asyncio.sleep", note)
+        monkeypatch.setattr("racelab.server.chat_calls.asyncio.sleep", note)
         seen = []
         for faults in ((), (Fault("slow", calls=(1, 2)),)):
             server.reset(Settings(latency=1, spread=0, chunk_delay=0.1, faults=faults))

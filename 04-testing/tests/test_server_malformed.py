@@ -324,7 +324,7 @@ HALF_A_BODY = request(json.dumps(GOOD).encode())[:-100]
 async def test_a_body_that_does_not_come_is_given_up(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("racelab.server.wire.BODY_TIMEOUT", 0.05)
+    monkeypatch.setattr("racelab.server.http_body.BODY_TIMEOUT", 0.05)
     received = await exchange(server, HALF_A_BODY)
     assert received.startswith(b"HTTP/1.1 408")
     assert server.stats().refused == {"408": 1}
