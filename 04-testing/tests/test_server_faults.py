@@ -96,7 +96,6 @@ async def speak(server: Server, stream: bool = False) -> tuple[bytes, bool]:
         ("malformed", json.JSONDecodeError),
     ],
 )
-@pytest.mark.asyncio
 async def test_a_fault_strikes_the_calls_it_is_told_to(
     kind: str, error: type[Exception]
 ) -> None:
@@ -113,7 +112,6 @@ async def test_a_fault_strikes_the_calls_it_is_told_to(
 
 
 @pytest.mark.parametrize("kind", ["503", "429"])
-@pytest.mark.asyncio
 async def test_a_refusal_says_when_to_come_again(kind: str) -> None:
     async with opened(Fault(kind, calls=(1,), retry_after=2.5)) as (_, client):
         with pytest.raises(openai.APIStatusError) as caught:
@@ -122,14 +120,12 @@ async def test_a_refusal_says_when_to_come_again(kind: str) -> None:
     assert (headers["retry-after"], headers["retry-after-ms"]) == ("3", "2500")
 
 
-@pytest.mark.asyncio
 async def test_a_reset_is_a_reset_and_nothing_was_answered() -> None:
     async with serve(settings_for(Fault("reset", calls=(1,)))) as server:
         assert await speak(server) == (b"", True)
         assert server.stats().tokens_billed == 0
 
 
-@pytest.mark.asyncio
 async def test_a_cut_answer_is_half_of_what_was_promised_and_is_billed() -> None:
     async with serve(settings_for(Fault("cut", calls=(1,)))) as server:
         received, was_reset = await speak(server)
@@ -141,7 +137,6 @@ async def test_a_cut_answer_is_half_of_what_was_promised_and_is_billed() -> None
     assert len(body) == promised // 2
 
 
-@pytest.mark.asyncio
 async def test_a_cut_stream_ends_after_half_its_chunks() -> None:
     async with opened() as (server, client):
         whole = [chunk async for chunk in await ask(client, stream=True)]
@@ -156,7 +151,6 @@ async def test_a_cut_stream_ends_after_half_its_chunks() -> None:
     assert stats.completion_tokens > 0
 
 
-@pytest.mark.asyncio
 async def test_a_malformed_stream_has_a_line_that_is_not_json() -> None:
     async with opened(Fault("malformed", calls=(1,))) as (server, client):
         stream = await ask(client, stream=True)
@@ -170,7 +164,6 @@ async def test_a_malformed_stream_has_a_line_that_is_not_json() -> None:
     assert b"data: [DONE]" in received
 
 
-@pytest.mark.asyncio
 async def test_a_slow_answer_takes_ten_times_as_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -197,7 +190,6 @@ async def test_a_slow_answer_takes_ten_times_as_long(
     assert slow == [10, 1, *(1.0 for _ in between)]
 
 
-@pytest.mark.asyncio
 async def test_a_hanging_call_is_let_go_by_a_reset_and_is_not_tried_again() -> None:
     async with opened(Fault("hang", calls=(1,))) as (server, client):
         trying = client.with_options(max_retries=3)
@@ -210,7 +202,6 @@ async def test_a_hanging_call_is_let_go_by_a_reset_and_is_not_tried_again() -> N
         assert server.stats().in_flight == 0
 
 
-@pytest.mark.asyncio
 async def test_a_hanging_call_ends_with_the_server() -> None:
     async with serve(settings_for(Fault("hang", calls=(1,)))) as server:
         hanging = asyncio.create_task(speak(server))
@@ -219,7 +210,6 @@ async def test_a_hanging_call_ends_with_the_server() -> None:
     assert received == b""
 
 
-@pytest.mark.asyncio
 async def test_a_client_that_leaves_a_hanging_call_is_a_fault_and_not_abandoned() -> (
     None
 ):
@@ -232,7 +222,6 @@ async def test_a_client_that_leaves_a_hanging_call_is_a_fault_and_not_abandoned(
     assert stats.tokens_billed == 0
 
 
-@pytest.mark.asyncio
 async def test_a_fault_can_follow_a_question() -> None:
     async with opened(Fault("500", question="Paris")) as (_, client):
         questions = ["About Paris?", "About Rome?", "paris", "In Paris"]
@@ -240,7 +229,6 @@ async def test_a_fault_can_follow_a_question() -> None:
     assert ends == ["500", "200", "200", "500"]
 
 
-@pytest.mark.asyncio
 async def test_the_first_rule_that_fits_wins() -> None:
     faults = (Fault("503", calls=(2,)), Fault("500", calls=(2, 3)))
     async with opened(*faults) as (_, client):
