@@ -2,11 +2,13 @@
 
 import asyncio
 import gc
+import itertools
 import json
 import logging
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -78,7 +80,12 @@ async def test_counts_keep_only_the_beginning_of_a_long_question() -> None:
     assert all(key.startswith("x" * 2000) and len(key) < 2050 for key in answers)
 
 
-async def test_arrivals_are_in_order_and_start_with_the_reset() -> None:
+async def test_arrivals_are_in_order_and_start_with_the_reset(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ticks = itertools.count(100.0)
+    clock = SimpleNamespace(perf_counter=lambda: next(ticks), process_time=lambda: 0.0)
+    monkeypatch.setattr("racelab.server.metrics.time", clock)
     async with serve(FAST) as server, client_of(server) as client:
         for _ in range(3):
             await ask(client)
@@ -87,8 +94,7 @@ async def test_arrivals_are_in_order_and_start_with_the_reset() -> None:
         await ask(client)
         (after,) = server.stats().arrivals
     assert list(before) == sorted(before)
-    assert before[0] >= 0
-    assert after < before[2]
+    assert before[0] == after == 1
 
 
 async def test_connections_and_calls_in_flight_are_seen() -> None:

@@ -39,38 +39,32 @@ def answer_to(body: Json, seed: int) -> Completion:
     more choices share the same number of characters.
     """
     question = question_of(body["messages"])
-    functions = chosen_functions(body, question)
-    maker = _Maker(body, question, functions, seed)
+    maker, digest = _Maker(body, question, seed), digest_of(seed, question)
     try:
         choices = [maker.choice(index) for index in range(maker.count)]
         prompt = prompt_tokens(body)
     except (ValueError, ArithmeticError, RecursionError) as error:
         raise ApiError(400, f"Invalid schema: {error}.") from None
-    made = sum(
-        count_tokens(c.content or "") + sum(map(_cost, c.tool_calls)) for c in choices
-    )
-    digest = digest_of(seed, question)
-    return Completion(question, body["model"], digest, choices, prompt, made)
+    tokens = sum(count_tokens(choice.content or "") for choice in choices)
+    tokens += sum(_cost(call) for choice in choices for call in choice.tool_calls)
+    return Completion(question, body["model"], digest, choices, prompt, tokens)
 
 
 class _Maker:
     """The choices of one answer. `values` is the number of texts that they need."""
 
-    def __init__(
-        self, body: Json, question: str, functions: list[Json], seed: int
-    ) -> None:
-        self.body, self.functions, self.seed = body, functions, seed
+    def __init__(self, body: Json, question: str, seed: int) -> None:
+        self.body, self.seed = body, seed
+        self.functions = chosen_functions(body, question)
         self.count = whole_number(body, "n", MOST_CHOICES) or 1
-        self.values = self.count * max(1, len(functions))
+        self.values = self.count * max(1, len(self.functions))
         self.quoted = question[: QUOTED // self.values]
         self.results = _tool_results(body["messages"])[: QUOTED // self.values]
 
     def choice(self, index: int) -> Choice:
         limit = token_limit(self.body)
         if self.functions:
-            calls = [
-                self.call(f, index, number) for number, f in enumerate(self.functions)
-            ]
+            calls = [self.call(index, place) for place in range(len(self.functions))]
             cut = limit is not None and _cut_calls(calls, limit)
             return Choice(None, calls, "length" if cut else "tool_calls")
         content, reason = self.content(index), "stop"
@@ -97,10 +91,11 @@ class _Maker:
         said = f" (the tools said: {self.results})" if self.results else ""
         return f'On "{self.quoted}": {remark}{said}. This is a canned local answer.'
 
-    def call(self, function: Json, index: int, number: int) -> Json:
-        """Return a tool call, whose id differs by choice, number and turn."""
-        name, turn = function["name"], len(self.body["messages"])
-        identity = digest_of(self.seed, self.quoted, name, index, number, turn)[:24]
+    def call(self, index: int, place: int) -> Json:
+        """Return a tool call, whose id differs by choice, place and turn."""
+        function, turn = self.functions[place], len(self.body["messages"])
+        name = function["name"]
+        identity = digest_of(self.seed, self.quoted, name, index, place, turn)[:24]
         arguments = self.sample(part(function, "parameters", dict), str(self.seed))
         called = {"name": name, "arguments": arguments}
         return {"id": f"call_{identity}", "type": "function", "function": called}

@@ -45,18 +45,17 @@ class KeyLimits:
         self.count_refused = settings.count_refused
         self.buckets: dict[str, TokenBucket] = {}
         if settings.rpm is not None:
-            requests = TokenBucket(settings.rpm, settings.request_burst, now)
-            self.buckets["requests"] = requests
+            bucket = TokenBucket(settings.rpm, settings.request_burst, now)
+            self.buckets["requests"] = bucket
         if settings.tpm is not None:
-            self.buckets["tokens"] = TokenBucket(
-                settings.tpm, settings.token_burst, now
-            )
+            bucket = TokenBucket(settings.tpm, settings.token_burst, now)
+            self.buckets["tokens"] = bucket
 
     def admit(self, tokens: int, model: str, now: float) -> None:
         """Take one request and its tokens, or raise the 429 and take no tokens.
 
-        A client that waits for `retry-after` is let in, unless others send with the
-        same key. So that time includes what this very refusal has cost.
+        Its `retry-after` includes what this very refusal has cost, so that a client
+        that waits that long is let in.
         """
         cost = {"requests": 1, "tokens": tokens}
         for bucket in self.buckets.values():
@@ -71,11 +70,9 @@ class KeyLimits:
             raise too_large(model, large.burst, tokens)
         waits = {kind: b.wait(cost[kind]) for kind, b in self.buckets.items()}
         kind = max(waits, key=lambda name: waits[name])
-        bucket = self.buckets[kind]
-        used = bucket.per_minute - max(0.0, bucket.level)
-        raise rate_limited(
-            model, kind, bucket.per_minute, used, cost[kind], waits[kind]
-        )
+        rate, level = self.buckets[kind].per_minute, self.buckets[kind].level
+        used = rate - max(0.0, level)
+        raise rate_limited(model, kind, rate, used, cost[kind], waits[kind])
 
     def charge_refusal(self) -> None:
         """Take one request, because at OpenAI a refused one counts like any other."""
@@ -83,11 +80,7 @@ class KeyLimits:
             self.buckets["requests"].take(1)
 
     def headers(self, now: float) -> Iterator[tuple[str, str]]:
-        """Return OpenAI's headers.
-
-        `limit` is per minute, `remaining` is what the bucket holds right now, and
-        `reset` is the time until it is full again.
-        """
+        """Return the headers. `remaining` is what the bucket holds right now."""
         for kind, bucket in self.buckets.items():
             bucket.refill(now)
             remaining = max(0, math.floor(bucket.level + 1e-6))

@@ -64,12 +64,12 @@ class ChatCall:
 
     async def accept(self) -> Completion:
         """Return the answer to send, or raise an `ApiError`."""
-        request = self.request
-        key = errors.key_of(request.headers.get("authorization"), self.settings.api_key)
+        given = self.request.headers.get("authorization")
+        key = errors.key_of(given, self.settings.api_key)
         self.limits = self.epoch.limits_of(key)
         try:
-            errors.only_allow("POST", request.method)
-            self.body = chat_request(await whole_body(request), self.settings)
+            errors.only_allow("POST", self.request.method)
+            self.body = chat_request(await whole_body(self.request), self.settings)
             answer = answer_to(self.body, self.settings.seed)
         except ApiError:
             self.limits.charge_refusal()
@@ -167,13 +167,11 @@ class ChatCall:
 
         aiohttp finds it closed and drops the response that it is given.
         """
-        transport = self.request.transport
-        if transport is not None and reset:
-            connection = transport.get_extra_info("socket")
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
-            transport.abort()
-        elif transport is not None:
-            transport.close()
+        if (transport := self.request.transport) is not None:
+            if reset:
+                connection = transport.get_extra_info("socket")
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+            transport.abort() if reset else transport.close()
         return web.Response()
 
     def headers(self, content_type: str = "application/json") -> dict[str, str]:

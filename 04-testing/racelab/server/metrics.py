@@ -13,10 +13,7 @@ LONGEST_QUESTION = 2_000  # characters of a question that the counts keep
 
 
 def short(question: str) -> str:
-    """Return the name of a question in the counts: the question, if it is short.
-
-    A longer one keeps its beginning, and a digest tells it apart from the others.
-    """
+    """Return the question, or the beginning and a digest of a long one."""
     if len(question) <= LONGEST_QUESTION:
         return question
     return f"{question[:LONGEST_QUESTION]}... ({digest_of(question)[:16]})"

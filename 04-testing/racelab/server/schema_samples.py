@@ -46,7 +46,13 @@ class Sample:
         self.use(10)
         schema = schema if isinstance(schema, dict) else {}
         if reference := part(schema, "$ref", str):
-            return self.follow(reference, refs)
+            self.use(len(reference))
+            found = self.root
+            for name in reference.split("/")[1:]:
+                found = part(found, name, dict)
+            if reference in refs or not found:
+                raise Unfit(f"{reference!r} is missing or would repeat for ever")
+            return self.make(found, (*refs, reference))
         values = [schema["const"]] if "const" in schema else part(schema, "enum", list)
         if values:
             value = values[self.draw(len(values))]
@@ -59,8 +65,7 @@ class Sample:
         if isinstance(kind, list):  # such as ["string", "null"]
             kind = next((k for k in kind[:2] if k != "null"), "null")
         if kind in ("object", "array"):
-            make = self.object if kind == "object" else self.array
-            return make(schema, refs)
+            return (self.object if kind == "object" else self.array)(schema, refs)
         if kind in ("integer", "number"):
             return number(schema, kind == "integer", self.draw(10))
         if kind in ("boolean", "null"):
@@ -68,15 +73,6 @@ class Sample:
         if kind != "string":
             raise Unfit(f"{kind!r} is not a type")
         return self.string(schema)
-
-    def follow(self, reference: str, refs: Refs) -> Any:
-        self.use(len(reference))
-        found = self.root
-        for name in reference.split("/")[1:]:
-            found = part(found, name, dict)
-        if reference in refs or not found:
-            raise Unfit(f"{reference!r} is missing or would repeat for ever")
-        return self.make(found, (*refs, reference))
 
     def first_fit(self, branches: list[Any], refs: Refs) -> Any:
         self.use(len(branches))
@@ -102,9 +98,9 @@ class Sample:
 
     def array(self, schema: dict[str, Any], refs: Refs) -> list[Any]:
         least = bound(schema, "minItems", 0)
-        count = int(max(least, min(2, bound(schema, "maxItems", 2))))
+        count = max(least, min(2, bound(schema, "maxItems", 2)))
         try:
-            return [self.make(schema.get("items"), refs) for _ in range(count)]
+            return [self.make(schema.get("items"), refs) for _ in range(int(count))]
         except Unfit:
             if least > 0:
                 raise
@@ -124,10 +120,11 @@ class Sample:
 
 def number(schema: dict[str, Any], whole: bool, steps: int) -> float:
     """Return a number near 0, or near that bound which is closest to 0."""
-    above = math.nextafter(bound(schema, "exclusiveMinimum", -math.inf), math.inf)
-    below = math.nextafter(bound(schema, "exclusiveMaximum", math.inf), -math.inf)
-    low = max(bound(schema, "minimum", above), above)
-    high = min(bound(schema, "maximum", below), below)
+    inf = math.inf
+    low = math.nextafter(bound(schema, "exclusiveMinimum", -inf), inf)
+    high = math.nextafter(bound(schema, "exclusiveMaximum", inf), -inf)
+    low = max(bound(schema, "minimum", low), low)
+    high = min(bound(schema, "maximum", high), high)
     if whole:
         low, high = math.ceil(low), math.floor(high)
     if low > high:

@@ -6,10 +6,7 @@ from racelab.server.errors import ApiError
 
 
 def check_order(messages: list[dict[str, Any]]) -> None:
-    """Raise a 400 unless every tool call is answered, once, before the next message.
-
-    The words are OpenAI's own, spelling included.
-    """
+    """Raise OpenAI's 400 unless each tool call is answered once, right after it."""
     called: dict[str, int | None] = {}  # id -> index of the message that answers it
     for index, message in enumerate(messages):
         if message["role"] == "tool":
