@@ -110,9 +110,7 @@ async def test_an_answer_carries_openais_headers() -> None:
     assert len(raw.headers["x-request-id"]) == len("req_") + 32
 
 
-async def test_the_same_question_gets_the_same_answer_and_another_gets_another() -> (
-    None
-):
+async def test_same_question_gets_the_same_answer() -> None:
     async with opened() as (_, client):
         first, again = await ask(client, "Paris?"), await ask(client, "Paris?")
         other = await ask(client, "Rome?")
@@ -121,7 +119,7 @@ async def test_the_same_question_gets_the_same_answer_and_another_gets_another()
     assert first.id != again.id
 
 
-async def test_the_question_is_the_text_of_the_last_user_message() -> None:
+async def test_question_is_the_last_user_message() -> None:
     parts = [{"type": "text", "text": "Is it "}, {"type": "text", "text": "Rome?"}]
     before = [{"role": "system", "content": "Be brief."}]
     before += [{"role": "user", "content": "Paris?"}]
@@ -132,7 +130,7 @@ async def test_the_question_is_the_text_of_the_last_user_message() -> None:
     assert "Is it Rome?" in text_of(answer)
 
 
-def test_a_latency_belongs_to_its_question_and_lies_within_the_spread() -> None:
+def test_latency_depends_on_the_question_within_the_spread() -> None:
     settings = Settings(latency=0.1, spread=0.5)
     latencies = {q: latency_of(q, settings) for q in map(str, range(1000))}
     assert latencies == {q: latency_of(q, settings) for q in latencies}
@@ -172,7 +170,7 @@ async def test_n_answers_are_numbered_and_all_are_billed() -> None:
         assert answer.usage.total_tokens == server.stats().tokens_billed
 
 
-async def test_a_token_is_four_characters_and_a_message_costs_four() -> None:
+async def test_token_is_four_characters_and_message_costs_four() -> None:
     async with opened() as (_, client):
         answer = await ask(client, "12345")
     assert answer.usage is not None
@@ -209,7 +207,7 @@ async def test_a_stream_is_the_plain_answer_word_by_word() -> None:
     assert all("usage" not in chunk.to_dict() for chunk in chunks)
 
 
-async def test_the_usage_of_a_stream_comes_last_and_only_when_asked_for() -> None:
+async def test_usage_of_a_stream_comes_last_if_asked_for() -> None:
     async with opened() as (server, client):
         usage = {"include_usage": True}
         *chunks, last = await ask_streamed(client, QUESTION, stream_options=usage)
@@ -250,7 +248,7 @@ async def test_a_stream_of_several_answers_keeps_them_apart() -> None:
         ),
     ],
 )
-async def test_a_tool_is_called_when_the_choice_or_the_question_says_so(
+async def test_tool_choice_or_question_decides_which_tools_are_called(
     question: str, options: dict[str, Any], called: list[str]
 ) -> None:
     async with opened() as (_, client):
@@ -262,7 +260,7 @@ async def test_a_tool_is_called_when_the_choice_or_the_question_says_so(
     assert (choice.message.content is None) == bool(called)
 
 
-async def test_the_arguments_of_a_call_fit_and_tell_the_question() -> None:
+async def test_arguments_of_a_tool_call_repeat_the_question() -> None:
     async with opened() as (_, client):
         answer = await ask(client, "search for Paris", tools=[SEARCH])
     (call,) = answer.choices[0].message.tool_calls or ()
@@ -401,7 +399,7 @@ async def test_a_structured_answer_fits_its_pydantic_model() -> None:
             assert report.title == question
 
 
-async def test_a_structured_answer_that_is_cut_is_an_error_in_the_sdk() -> None:
+async def test_cut_structured_answer_raises_in_the_sdk() -> None:
     async with opened() as (_, client):
         with pytest.raises(LengthFinishReasonError):
             await client.chat.completions.parse(

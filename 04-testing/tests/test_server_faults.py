@@ -126,7 +126,7 @@ async def test_a_reset_is_a_reset_and_nothing_was_answered() -> None:
         assert server.stats().tokens_billed == 0
 
 
-async def test_a_cut_answer_is_half_of_what_was_promised_and_is_billed() -> None:
+async def test_cut_answer_has_half_its_bytes_and_is_billed() -> None:
     async with serve(settings_for(Fault("cut", calls=(1,)))) as server:
         received, was_reset = await speak(server)
         assert server.stats().tokens_billed > 0
@@ -151,7 +151,7 @@ async def test_a_cut_stream_ends_after_half_its_chunks() -> None:
     assert stats.completion_tokens > 0
 
 
-async def test_a_malformed_stream_has_a_line_that_is_not_json() -> None:
+async def test_malformed_stream_has_one_line_of_broken_json() -> None:
     async with opened(Fault("malformed", calls=(1,))) as (server, client):
         stream = await ask(client, stream=True)
         stats = await until(server, in_flight=0)
@@ -190,7 +190,7 @@ async def test_a_slow_answer_takes_ten_times_as_long(
     assert slow == [10, 1, *(1.0 for _ in between)]
 
 
-async def test_a_hanging_call_is_let_go_by_a_reset_and_is_not_tried_again() -> None:
+async def test_reset_ends_a_hanging_call_without_a_retry() -> None:
     async with opened(Fault("hang", calls=(1,))) as (server, client):
         trying = client.with_options(max_retries=3)
         hanging = asyncio.create_task(ask(trying))
@@ -210,9 +210,7 @@ async def test_a_hanging_call_ends_with_the_server() -> None:
     assert received == b""
 
 
-async def test_a_client_that_leaves_a_hanging_call_is_a_fault_and_not_abandoned() -> (
-    None
-):
+async def test_hanging_call_is_never_counted_as_abandoned() -> None:
     async with opened(Fault("hang", calls=(1,))) as (server, client):
         call = asyncio.create_task(ask(client))
         await until(server, in_flight=1)
@@ -235,7 +233,7 @@ async def test_the_first_rule_that_fits_wins() -> None:
         assert [await outcome(client) for _ in range(4)] == ["200", "503", "500", "200"]
 
 
-def test_a_probability_strikes_its_share_and_the_same_calls_on_every_run() -> None:
+def test_probability_hits_the_same_calls_on_every_run() -> None:
     def struck(**more: Any) -> list[int]:
         settings = Settings(faults=(Fault("500", probability=0.1),), **more)
         return [n for n in range(1, 10_001) if settings.fault_for(n, "any")]

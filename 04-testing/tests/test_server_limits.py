@@ -91,7 +91,7 @@ def test_a_refused_request_costs_a_request_and_no_tokens() -> None:
     assert headers["x-ratelimit-remaining-tokens"] == "0"
 
 
-def test_whoever_hammers_waits_longer_but_at_most_a_burst_longer() -> None:
+def test_refused_requests_add_at_most_one_burst_of_waiting() -> None:
     limits = KeyLimits(Settings(rpm=60, request_burst=5), 0)
     assert let_in(limits, 5, now=0) == 5
     waits = [wait_of(refused(limits, 1, now=0)) for _ in range(10)]
@@ -113,7 +113,7 @@ def test_the_refusal_names_the_limit_that_lasts_longer() -> None:
     assert wait_of(refusal) == 30
 
 
-def test_a_request_larger_than_the_bucket_is_refused_without_a_time_to_wait() -> None:
+def test_request_larger_than_the_bucket_gets_no_retry_after() -> None:
     limits = KeyLimits(Settings(tpm=6000), 0)
     refusal = refused(limits, 1001, now=0)
     assert refusal is not None
@@ -144,7 +144,7 @@ def test_the_words_of_a_refusal_are_openais() -> None:
     assert refusal.headers == {"retry-after": "1", "retry-after-ms": "750"}
 
 
-def test_the_headers_say_what_is_left_and_when_it_is_full_again() -> None:
+def test_headers_name_the_rest_and_the_time_until_full() -> None:
     limits = KeyLimits(Settings(rpm=600, tpm=60_000), 0)
     limits.admit(3000, "any", now=0)
     assert dict(limits.headers(0)) == {
@@ -159,7 +159,7 @@ def test_the_headers_say_what_is_left_and_when_it_is_full_again() -> None:
     assert dict(limits.headers(9))["x-ratelimit-reset-tokens"] == "0s"
 
 
-def test_whoever_waits_as_told_is_let_in_and_whoever_does_not_is_not() -> None:
+def test_retry_after_is_exact_to_the_millisecond() -> None:
     """Any limits, any requests before: `retry-after-ms` is exact to its millisecond."""
     told = 0
     for seed in range(200):
@@ -227,9 +227,7 @@ async def test_every_answer_carries_the_six_headers(stream: bool) -> None:
     assert limits["x-ratelimit-remaining-tokens"] == str(1000 - billed)
 
 
-async def test_the_tokens_of_a_request_are_its_prompt_and_what_it_may_generate() -> (
-    None
-):
+async def test_request_takes_prompt_and_max_tokens_from_the_bucket() -> None:
     settings = Settings(latency=0, tpm=6000)
     async with (
         serve(settings) as server,
@@ -243,7 +241,7 @@ async def test_the_tokens_of_a_request_are_its_prompt_and_what_it_may_generate()
     assert remaining == 1000 - prompt - 200
 
 
-async def test_every_key_has_buckets_of_its_own_and_a_reset_refills_them() -> None:
+async def test_each_key_has_its_buckets_and_reset_refills_them() -> None:
     settings = Settings(latency=0, rpm=60, request_burst=1)
     async with (
         serve(settings) as server,
@@ -257,7 +255,7 @@ async def test_every_key_has_buckets_of_its_own_and_a_reset_refills_them() -> No
         await client.chat.completions.create(**HELLO)
 
 
-async def test_a_malformed_request_counts_against_the_limit_like_any_refused() -> None:
+async def test_malformed_request_counts_against_the_limit() -> None:
     settings = Settings(latency=0, rpm=60, request_burst=2)
     async with (
         serve(settings) as server,

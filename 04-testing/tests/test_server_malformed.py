@@ -19,7 +19,7 @@ from racelab.pytest.plugin import until
 from racelab.server import Server, serve
 from racelab.settings import Settings
 
-PATIENCE = 10.0  # seconds; a request that takes longer hangs
+ANSWER_TIMEOUT = 60.0  # seconds; a request that takes longer hangs
 HEAD = "host: x\r\nauthorization: Bearer any\r\nconnection: close\r\n"
 GOOD: dict[str, Any] = {
     "model": "any",
@@ -262,7 +262,7 @@ async def exchange(server: Server, data: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     received = b""
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(ANSWER_TIMEOUT):
             writer.write(data)
             while piece := await reader.read(65536):
                 received += piece
@@ -329,7 +329,7 @@ def schema_request(schema: Any, **more: Any) -> dict[str, Any]:
     return {**ASKED, "response_format": wanted, **more}
 
 
-LONG = ("a " * 20_000)[:-1]
+LONG = "a " * 20_000
 ASKED = {"model": "any", "messages": [{"role": "user", "content": LONG}]}
 DOUBLED = {
     str(n): {"properties": {"a": ref(n + 1), "b": ref(n + 1)}} for n in range(60)
@@ -343,7 +343,7 @@ CALLED = [{"role": "user", "content": " ".join(f"t{n}" for n in range(500))}]
     "body",
     [
         {**ASKED, "n": 10**9, "logprobs": True, "top_logprobs": 20},
-        {**ASKED, "n": 128, "stream": True, "logprobs": True},
+        {**ASKED, "n": 4, "stream": True, "max_tokens": 200, "logprobs": True},
         {**ASKED, "messages": CALLED, "tools": TOOLS, "n": 128},
         {**ASKED, "messages": [{"role": "user", "content": "x"}] * 20_000},
         schema_request({"type": "string", "pattern": "^(a+)+$"}, n=128),
@@ -409,7 +409,7 @@ async def test_a_body_that_does_not_come_is_given_up(
     assert server.stats().refused == {"408": 1}
 
 
-async def test_a_client_that_leaves_in_the_middle_of_its_question_is_counted(
+async def test_client_that_leaves_within_its_body_is_counted(
     server: Server,
 ) -> None:
     _, writer = await asyncio.open_connection("127.0.0.1", server.port)

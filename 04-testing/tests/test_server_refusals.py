@@ -238,7 +238,7 @@ UNANSWERED = (
         ),
     ],
 )
-async def test_tool_calls_that_are_not_answered_in_order_are_refused(
+async def test_tool_calls_out_of_order_get_400(
     messages: list[Any], message: str, param: str
 ) -> None:
     reply = await send({"model": "any", "messages": messages})
@@ -247,7 +247,7 @@ async def test_tool_calls_that_are_not_answered_in_order_are_refused(
     assert reply.error["param"] == param
 
 
-async def test_tool_calls_may_be_answered_in_any_order_and_again_later() -> None:
+async def test_results_of_one_message_come_in_any_order() -> None:
     messages: list[Any] = [USER, called("a", "b"), answered("b"), answered("a"), USER]
     messages += [called("a"), answered("a"), {**called("z"), "role": "user"}]
     messages += [{"role": "assistant", "tool_calls": [5, {"id": 5}]}]
@@ -316,7 +316,7 @@ async def test_a_wrong_method_is_refused(method: str, path: str, allowed: str) -
         *(b"[" * 100_000, b'{"model": NaN}', b'{"model": ' + b"1" * 5000 + b"}"),
     ],
 )
-async def test_a_body_that_is_not_a_json_object_is_refused(body: bytes) -> None:
+async def test_body_without_a_json_object_gets_400(body: bytes) -> None:
     reply = await send(body)
     assert reply.status == 400
     assert reply.error["message"].startswith(
@@ -330,7 +330,7 @@ async def test_a_huge_body_is_refused() -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_an_unknown_model_is_refused_if_the_models_are_chosen(
+async def test_unknown_model_gets_404_if_models_are_set(
     method: str,
 ) -> None:
     settings = Settings(latency=0, models=("small",))

@@ -22,7 +22,7 @@ from racelab.server import Server, serve
 from racelab.settings import Fault, Settings, Stats
 
 FAST = Settings(latency=0, chunk_delay=0)
-PATIENCE = 10.0  # seconds until a test that waits has failed
+STORM_TIMEOUT = 60.0  # seconds
 NEVER = Settings(latency=600, spread=0)  # an answer that no test waits for
 
 
@@ -57,7 +57,7 @@ async def test_a_fresh_server_has_seen_nothing() -> None:
     assert stats.tokens_billed == stats.received == stats.connections_open == 0
 
 
-async def test_what_was_billed_is_the_sum_of_what_the_answers_say() -> None:
+async def test_billed_tokens_are_the_sum_of_all_usages() -> None:
     async with serve(FAST) as server, client_of(server) as client:
         answers = await asyncio.gather(*(ask(client, f"Topic {n}?") for n in range(20)))
         answers.append(await ask(client, "Topic 3?", n=2))
@@ -119,7 +119,7 @@ async def test_one_client_keeps_its_connection() -> None:
     assert stats.connections_opened == 1
 
 
-async def test_an_abandoned_answer_is_billed_as_if_it_had_been_read() -> None:
+async def test_abandoned_answer_is_billed_in_full() -> None:
     async with serve(FAST) as server, client_of(server) as client:
         await ask(client)
         billed = server.stats().tokens_billed
@@ -158,7 +158,7 @@ async def test_a_stream_that_is_merely_not_read_goes_on() -> None:
         await stream.close()
 
 
-async def test_a_call_from_before_the_reset_is_not_in_the_new_counts() -> None:
+async def test_call_from_before_a_reset_is_not_counted() -> None:
     slow = Settings(latency=0.05, spread=0)
     async with serve(slow) as server, client_of(server) as client:
         old = asyncio.create_task(ask(client, "old"))
@@ -202,7 +202,7 @@ async def test_every_call_of_a_storm_is_counted_exactly_once() -> None:
                         pass
 
         calls = [asyncio.create_task(one(number)) for number in range(200)]
-        async with asyncio.timeout(3 * PATIENCE):
+        async with asyncio.timeout(STORM_TIMEOUT):
             while accounted_for(server.stats()) < 200:  # noqa: ASYNC110 - as above
                 await asyncio.sleep(0)
         assert server.stats().in_flight == server.stats().faults["hang"]
@@ -275,7 +275,7 @@ async def test_nothing_is_left_when_the_server_ends() -> None:
     gc.collect()  # a socket left open would warn now, and a warning fails the test
 
 
-async def test_not_even_a_connection_that_is_just_being_made_is_left() -> None:
+async def test_connection_that_is_being_made_is_closed() -> None:
     before = asyncio.all_tasks()
     for turns in range(10):
         async with serve(FAST) as server:

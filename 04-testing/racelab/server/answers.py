@@ -165,7 +165,7 @@ def _tool_results(messages: list[Json]) -> str:
 
 
 def question_of(messages: list[Json]) -> str:
-    """Return the text of the last user message; without one, of the last message."""
+    """Return the text of the last user message, or else of the last message."""
     asked = (m for m in reversed(messages) if m["role"] == "user")
     return text_of(next(asked, messages[-1]))
 

@@ -29,7 +29,7 @@ class TokenBucket:
         self.filled = now
 
     def wait(self, amount: float) -> float:
-        """Return the seconds until `amount` is there; under a microsecond is now."""
+        """Return the seconds until `amount` is there, or 0 if under a microsecond."""
         missing = (amount - self.level) * 60 / self.per_minute
         return missing if missing > 1e-6 else 0.0
 
@@ -39,7 +39,7 @@ class TokenBucket:
 
 
 class KeyLimits:
-    """The two buckets of one key; a limit that is not set has no bucket."""
+    """The two buckets of one key. A limit that is not set has no bucket."""
 
     def __init__(self, settings: Settings, now: float) -> None:
         self.count_refused = settings.count_refused

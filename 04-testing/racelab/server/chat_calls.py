@@ -145,12 +145,12 @@ class ChatCall:
         self, response: web.StreamResponse, end: bytes, answer: Completion, fault: str
     ) -> web.StreamResponse:
         """Send the end of the answer, bill it, and count it if it is a good one."""
-        await response.write(end)
-        if fault != "cut":
-            await response.write_eof()
-        self.metrics.bill(answer)
         if fault == "cut":
+            await response.write(end)
+            self.metrics.bill(answer)
             return self.break_off()
+        await response.write_eof(end)
+        self.metrics.bill(answer)
         if fault != "malformed":
             self.metrics.answer(answer.question)
         return response

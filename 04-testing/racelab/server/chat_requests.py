@@ -58,7 +58,7 @@ def part(parent: dict[str, Any], name: str, kind: type[Value]) -> Value:
 
 
 def whole_number(body: dict[str, Any], name: str, most: int) -> int | None:
-    """Return a number from 1 to `most`, or None if there is no positive one."""
+    """Return a number from 1 to `most`, or None for anything else."""
     value = body.get(name)
     return min(value, most) if type(value) is int and value > 0 else None
 

@@ -1,4 +1,4 @@
-"""HTTP bodies and headers: what is read from a request and sent with every answer."""
+"""HTTP bodies, and the headers of every answer."""
 
 import asyncio
 import json

@@ -60,10 +60,8 @@ class Metrics:
         for name in ("refused", "faults", "answers"):
             counts[name] = dict(counts[name])
         counts["arrivals"] = tuple(self.arrivals)
-        cpu_seconds = time.process_time() - self._cpu_before
-        return Stats(
-            **counts, connections_open=connections_open, cpu_seconds=cpu_seconds
-        )
+        counts["cpu_seconds"] = time.process_time() - self._cpu_before
+        return Stats(**counts, connections_open=connections_open)
 
 
 class Epoch:

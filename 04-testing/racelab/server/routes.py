@@ -75,7 +75,7 @@ class Connection(web.RequestHandler):
 
 
 class Routes(web.Server):
-    """Serves one `Epoch` after another; aiohttp calls it for each new connection."""
+    """The routes of one `Epoch` after another. aiohttp calls it for each connection."""
 
     def __init__(self, settings: Settings, control_secret: str | None) -> None:
         # A handler is cancelled when its client goes away.
@@ -109,19 +109,17 @@ class Routes(web.Server):
             await asyncio.sleep(0)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = request.path
         try:
-            return await self.route(request, request.path)
+            if path == "/v1/chat/completions":
+                return await ChatCall(request, self.epoch).respond()
+            if path == "/v1/models" or path.startswith("/v1/models/"):
+                return self.models(request, path)
+            if path.startswith("/control/") and self.control_secret is not None:
+                return await self.control(request, path)
+            raise ApiError(404, f"Invalid URL ({request.method} {path})")
         except ApiError as error:
             return error_response(error, headers_of())
-
-    async def route(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
-        if path == "/v1/chat/completions":
-            return await ChatCall(request, self.epoch).respond()
-        if path == "/v1/models" or path.startswith("/v1/models/"):
-            return self.models(request, path)
-        if path.startswith("/control/") and self.control_secret is not None:
-            return await self.control(request, path)
-        raise ApiError(404, f"Invalid URL ({request.method} {path})")
 
     def models(self, request: web.BaseRequest, path: str) -> web.Response:
         settings = self.epoch.settings
