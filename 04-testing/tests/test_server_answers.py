@@ -331,17 +331,22 @@ async def test_the_sdk_puts_streamed_tool_calls_together() -> None:
     assert streamed == sent
 
 
-async def test_max_tokens_cuts_the_arguments_of_a_call() -> None:
+@pytest.mark.parametrize(
+    ("limit", "lengths"), [(1, [0]), (4, [8]), (19, [47, 8]), (99, [47, 34])]
+)
+async def test_max_tokens_cuts_the_arguments_of_a_call(
+    limit: int, lengths: list[int]
+) -> None:
     async with opened() as (_, client):
-        answer = await ask(
-            client, "search and get-weather", tools=[SEARCH, WEATHER], max_tokens=4
-        )
-    (call,) = answer.choices[0].message.tool_calls or ()
-    assert answer.choices[0].finish_reason == "length"
-    assert answer.usage is not None
-    assert answer.usage.completion_tokens == 4
-    assert call.type == "function"
-    assert len(call.function.arguments) == 8
+        question = "search and get-weather"
+        tools = [SEARCH, WEATHER]
+        answer = await ask(client, question, tools=tools, max_tokens=limit)
+    calls = answer.choices[0].message.tool_calls or ()
+    sent = [len(call.to_dict()["function"]["arguments"]) for call in calls]
+    assert sent == lengths
+    assert answer.choices[0].finish_reason == (
+        "tool_calls" if limit == 99 else "length"
+    )
 
 
 class Colour(Enum):

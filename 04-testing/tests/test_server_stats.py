@@ -193,7 +193,7 @@ async def test_every_call_of_a_storm_is_counted_exactly_once() -> None:
     async with serve(settings) as server, client_of(server) as client:
 
         async def one(number: int) -> None:
-            options = {"stream": True} if number % 3 == 0 else {}
+            options: dict[str, Any] = {"stream": True} if number % 3 == 0 else {}
             options |= {"extra_body": {"messages": []}} if number % 10 == 0 else {}
             with suppress(openai.APIError, json.JSONDecodeError):
                 answer = await ask(client, f"Topic {number % 50}?", **options)
