@@ -288,6 +288,7 @@ async def test_after_the_tools_have_answered_the_model_speaks() -> None:
             model="any", messages=messages, tools=[SEARCH, WEATHER]
         )
     assert last.choices[0].finish_reason == "stop"
+    assert text_of(last).startswith(f'On "{question}": ')
     assert "result 1; result 2" in text_of(last)
 
 
