@@ -334,7 +334,8 @@ ASKED = {"model": "any", "messages": [{"role": "user", "content": LONG}]}
 DOUBLED = {
     str(n): {"properties": {"a": ref(n + 1), "b": ref(n + 1)}} for n in range(60)
 }
-OBJECT = {"type": "object", "required": ["x" * 1000]}
+X = "x" * 1000
+OBJECT = {"type": "object", "required": [X]}
 TOOLS = [{"type": "function", "function": {"name": f"t{n}"}} for n in range(500)]
 CALLED = [{"role": "user", "content": " ".join(f"t{n}" for n in range(500))}]
 
@@ -372,6 +373,14 @@ async def test_work_for_one_request_is_bounded(server: Server, body: Any) -> Non
             "items": {"type": "string", "minLength": 9999},
         },
         {"type": "array", "minItems": 999, "items": {"anyOf": [{"type": 1}] * 9999}},
+        {"type": "array", "minItems": 9000, "items": {"anyOf": [{"const": 1}] * 1000}},
+        {"type": "array", "minItems": 9000, "items": {**OBJECT, "required": [5] * 999}},
+        {
+            "type": "array",
+            "minItems": 9000,
+            "items": {"$ref": f"#/{X}"},
+            X: {"const": 1},
+        },
         {"type": "integer", "minimum": 10**400, "maximum": 10.5},
     ],
 )

@@ -84,9 +84,9 @@ class Sample:
         raise unfit
 
     def object(self, schema: dict[str, Any], refs: Refs) -> dict[str, Any]:
-        names = [n for n in part(schema, "required", list) if isinstance(n, str)]
+        names = part(schema, "required", list)
         self.use(len(names))
-        value, required = {}, dict.fromkeys(names)
+        value, required = {}, dict.fromkeys(n for n in names if isinstance(n, str))
         for name, inner in {**required, **part(schema, "properties", dict)}.items():
             try:
                 self.use(len(name))
