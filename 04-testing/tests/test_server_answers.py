@@ -489,6 +489,8 @@ def test_samples_vary_with_the_seed() -> None:
         schema = {"type": kind}
         values = [Sample(schema, "Paris", str(seed)).make(schema) for seed in range(99)]
         assert (min(values), max(values)) == (0, high)
+        several = {"type": "array", "items": schema, "minItems": 99}
+        assert set(Sample(several, "Paris", "0").make(several)) == set(values)
 
 
 async def test_models_are_listed_and_found() -> None:

@@ -111,13 +111,19 @@ async def test_a_fault_strikes_the_calls_it_is_told_to(
     assert stats.refused == ({kind: 1} if kind.isdigit() else {})
 
 
+@pytest.mark.parametrize(("wait", "seconds"), [(2.5, "3"), (0, "1")])
 @pytest.mark.parametrize("kind", ["503", "429"])
-async def test_a_refusal_says_when_to_come_again(kind: str) -> None:
-    async with opened(Fault(kind, calls=(1,), retry_after=2.5)) as (_, client):
+async def test_a_refusal_says_when_to_come_again(
+    kind: str, wait: float, seconds: str
+) -> None:
+    async with opened(Fault(kind, calls=(1,), retry_after=wait)) as (_, client):
         with pytest.raises(openai.APIStatusError) as caught:
             await ask(client)
     headers = caught.value.response.headers
-    assert (headers["retry-after"], headers["retry-after-ms"]) == ("3", "2500")
+    assert (headers["retry-after"], headers["retry-after-ms"]) == (
+        seconds,
+        f"{wait * 1000:.0f}",
+    )
 
 
 async def test_a_reset_is_a_reset_and_nothing_was_answered() -> None:

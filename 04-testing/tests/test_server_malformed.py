@@ -337,6 +337,8 @@ DOUBLED = {
 X = "x" * 1000
 OBJECT = {"type": "object", "required": [X]}
 TOOLS = [{"type": "function", "function": {"name": f"t{n}"}} for n in range(500)]
+CALL = {"role": "assistant", "tool_calls": [{"id": "a"}]}
+RESULT = {"role": "tool", "tool_call_id": "a"}
 CALLED = [{"role": "user", "content": " ".join(f"t{n}" for n in range(500))}]
 
 
@@ -347,6 +349,7 @@ CALLED = [{"role": "user", "content": " ".join(f"t{n}" for n in range(500))}]
         {**ASKED, "n": 4, "stream": True, "max_tokens": 200, "logprobs": True},
         {**ASKED, "messages": CALLED, "tools": TOOLS, "n": 128},
         {**ASKED, "messages": [{"role": "user", "content": "x"}] * 20_000},
+        {**ASKED, "messages": [CALL, {**RESULT, "content": LONG * 20}], "n": 128},
         schema_request({"type": "string", "pattern": "^(a+)+$"}, n=128),
         schema_request({"type": "array", "items": {"type": "string"}, "minItems": 500}),
         schema_request({"$defs": DOUBLED, "properties": {"a": ref(0)}}),
@@ -389,6 +392,15 @@ async def test_schema_of_a_large_value_gets_400(server: Server, schema: Any) -> 
     received = await exchange(server, request(body))
     assert received.startswith(b"HTTP/1.1 400"), received[:300]
     assert b"Invalid schema: " in received
+
+
+@pytest.mark.parametrize(("n", "status"), [(1, b"200"), (128, b"400")])
+async def test_choices_share_the_room_for_values(
+    server: Server, n: int, status: bytes
+) -> None:
+    body = json.dumps(schema_request({"type": "string", "minLength": 5000}, n=n))
+    received = await exchange(server, request(body.encode()))
+    assert received.startswith(b"HTTP/1.1 " + status)
 
 
 async def test_pattern_of_a_schema_is_never_run(

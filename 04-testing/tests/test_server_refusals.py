@@ -268,14 +268,21 @@ async def test_a_request_without_a_key_is_refused(header: str) -> None:
     assert reply.error["code"] is None
 
 
-async def test_a_wrong_key_is_refused_and_shown_masked() -> None:
-    key = "sk-proj-abcdefghijklmnop1234"
+@pytest.mark.parametrize(
+    ("key", "masked"),
+    [
+        ("sk-proj-abcdefghijklmnop1234", "sk-proj-****************1234"),
+        ("short-key", "short-key"),
+        ("key", "key"),
+    ],
+)
+async def test_wrong_key_is_refused_and_shown_masked(key: str, masked: str) -> None:
     headers = {"authorization": f"Bearer {key}"}
     reply = await send(HELLO, headers=headers, settings=Settings(api_key="right"))
     assert reply.status == 401
     assert reply.error["code"] == "invalid_api_key"
     assert reply.error["message"] == (
-        "Incorrect API key provided: sk-proj-****************1234. You can find your "
+        f"Incorrect API key provided: {masked}. You can find your "
         "API key at https://platform.openai.com/account/api-keys."
     )
 

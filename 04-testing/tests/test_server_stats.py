@@ -105,7 +105,10 @@ async def test_connections_and_calls_in_flight_are_seen() -> None:
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
-        stats = await until(server, in_flight=0)
+        await until(server, in_flight=0)
+        call = asyncio.create_task(ask(client))
+        stats = await until(server, in_flight=1)
+        call.cancel()
     assert stats.largest_in_flight == 7
 
 
