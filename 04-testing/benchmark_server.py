@@ -5,8 +5,8 @@ Run:   python benchmark_server.py
 Next:  README.md
 
 Beside it, in the same run, a bare aiohttp handler that sends a body of the same size,
-and neither reads the question nor checks or counts anything: what is between them is
-the price of all that. Each server has its own process; this one only makes the load.
+and neither reads the question nor checks or counts anything. The difference is the
+price of all that. Each server has its own process; this one only makes the load.
 """
 
 import asyncio

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import date, datetime
 from enum import Enum
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from uuid import UUID
 
 import pytest
@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from racelab.server import Server, serve
 from racelab.server.answers import latency_of
 from racelab.server.completions import words
-from racelab.server.schema_samples import Unfit, instance
+from racelab.server.schema_samples import Sample, Unfit
 from racelab.settings import Settings
 
 QUESTION = "What is the capital of France?"
@@ -73,7 +73,6 @@ SEARCH = tool("search", query={"type": "string"}, limit={"type": "integer"})
 WEATHER = tool("get-weather", city={"type": "string"})
 
 
-@pytest.mark.asyncio
 async def test_a_plain_answer_has_every_field_that_openai_sends() -> None:
     async with opened() as (_, client):
         answer = await ask(client, QUESTION)
@@ -100,7 +99,6 @@ async def test_a_plain_answer_has_every_field_that_openai_sends() -> None:
     ]
 
 
-@pytest.mark.asyncio
 async def test_an_answer_carries_openais_headers() -> None:
     async with opened() as (_, client):
         raw = await client.chat.completions.with_raw_response.create(
@@ -112,10 +110,7 @@ async def test_an_answer_carries_openais_headers() -> None:
     assert len(raw.headers["x-request-id"]) == len("req_") + 32
 
 
-@pytest.mark.asyncio
-async def test_the_same_question_gets_the_same_answer_and_another_gets_another() -> (
-    None
-):
+async def test_same_question_gets_the_same_answer() -> None:
     async with opened() as (_, client):
         first, again = await ask(client, "Paris?"), await ask(client, "Paris?")
         other = await ask(client, "Rome?")
@@ -124,8 +119,7 @@ async def test_the_same_question_gets_the_same_answer_and_another_gets_another()
     assert first.id != again.id
 
 
-@pytest.mark.asyncio
-async def test_the_question_is_the_text_of_the_last_user_message() -> None:
+async def test_question_is_the_last_user_message() -> None:
     parts = [{"type": "text", "text": "Is it "}, {"type": "text", "text": "Rome?"}]
     before = [{"role": "system", "content": "Be brief."}]
     before += [{"role": "user", "content": "Paris?"}]
@@ -136,7 +130,7 @@ async def test_the_question_is_the_text_of_the_last_user_message() -> None:
     assert "Is it Rome?" in text_of(answer)
 
 
-def test_a_latency_belongs_to_its_question_and_lies_within_the_spread() -> None:
+def test_latency_depends_on_the_question_within_the_spread() -> None:
     settings = Settings(latency=0.1, spread=0.5)
     latencies = {q: latency_of(q, settings) for q in map(str, range(1000))}
     assert latencies == {q: latency_of(q, settings) for q in latencies}
@@ -147,7 +141,6 @@ def test_a_latency_belongs_to_its_question_and_lies_within_the_spread() -> None:
     assert latency_of("0", Settings(seed=1)) != latency_of("0", Settings(seed=0))
 
 
-@pytest.mark.asyncio
 async def test_max_tokens_cuts_the_answer_and_says_so() -> None:
     async with opened() as (_, client):
         whole = await ask(client, QUESTION)
@@ -159,7 +152,6 @@ async def test_max_tokens_cuts_the_answer_and_says_so() -> None:
             assert cut.usage.completion_tokens == 5
 
 
-@pytest.mark.asyncio
 async def test_a_stop_sequence_ends_the_answer_before_it() -> None:
     async with opened() as (_, client):
         whole = await ask(client, QUESTION)
@@ -169,7 +161,6 @@ async def test_a_stop_sequence_ends_the_answer_before_it() -> None:
             assert stopped.choices[0].finish_reason == "stop"
 
 
-@pytest.mark.asyncio
 async def test_n_answers_are_numbered_and_all_are_billed() -> None:
     async with opened() as (server, client):
         answer = await ask(client, QUESTION, n=5)
@@ -179,8 +170,7 @@ async def test_n_answers_are_numbered_and_all_are_billed() -> None:
         assert answer.usage.total_tokens == server.stats().tokens_billed
 
 
-@pytest.mark.asyncio
-async def test_a_token_is_four_characters_and_a_message_costs_four() -> None:
+async def test_token_is_four_characters_and_message_costs_four() -> None:
     async with opened() as (_, client):
         answer = await ask(client, "12345")
     assert answer.usage is not None
@@ -188,7 +178,6 @@ async def test_a_token_is_four_characters_and_a_message_costs_four() -> None:
     assert answer.usage.completion_tokens == -(-len(text_of(answer)) // 4)
 
 
-@pytest.mark.asyncio
 async def test_logprobs_come_with_each_word() -> None:
     async with opened() as (_, client):
         answer = await ask(client, QUESTION, logprobs=True, top_logprobs=3)
@@ -203,7 +192,6 @@ async def test_logprobs_come_with_each_word() -> None:
     assert len(streamed) == len(logprobs.content)
 
 
-@pytest.mark.asyncio
 async def test_a_stream_is_the_plain_answer_word_by_word() -> None:
     async with opened() as (server, client):
         plain = await ask(client, QUESTION)
@@ -219,8 +207,7 @@ async def test_a_stream_is_the_plain_answer_word_by_word() -> None:
     assert all("usage" not in chunk.to_dict() for chunk in chunks)
 
 
-@pytest.mark.asyncio
-async def test_the_usage_of_a_stream_comes_last_and_only_when_asked_for() -> None:
+async def test_usage_of_a_stream_comes_last_if_asked_for() -> None:
     async with opened() as (server, client):
         usage = {"include_usage": True}
         *chunks, last = await ask_streamed(client, QUESTION, stream_options=usage)
@@ -231,7 +218,6 @@ async def test_the_usage_of_a_stream_comes_last_and_only_when_asked_for() -> Non
         assert server.stats().chunks_sent == len(chunks)
 
 
-@pytest.mark.asyncio
 async def test_a_stream_of_several_answers_keeps_them_apart() -> None:
     async with opened() as (_, client):
         plain = await ask(client, QUESTION, n=3)
@@ -262,8 +248,7 @@ async def test_a_stream_of_several_answers_keeps_them_apart() -> None:
         ),
     ],
 )
-@pytest.mark.asyncio
-async def test_a_tool_is_called_when_the_choice_or_the_question_says_so(
+async def test_tool_choice_or_question_decides_which_tools_are_called(
     question: str, options: dict[str, Any], called: list[str]
 ) -> None:
     async with opened() as (_, client):
@@ -275,8 +260,7 @@ async def test_a_tool_is_called_when_the_choice_or_the_question_says_so(
     assert (choice.message.content is None) == bool(called)
 
 
-@pytest.mark.asyncio
-async def test_the_arguments_of_a_call_fit_and_tell_the_question() -> None:
+async def test_arguments_of_a_tool_call_repeat_the_question() -> None:
     async with opened() as (_, client):
         answer = await ask(client, "search for Paris", tools=[SEARCH])
     (call,) = answer.choices[0].message.tool_calls or ()
@@ -287,7 +271,6 @@ async def test_the_arguments_of_a_call_fit_and_tell_the_question() -> None:
     assert isinstance(arguments["limit"], int)
 
 
-@pytest.mark.asyncio
 async def test_after_the_tools_have_answered_the_model_speaks() -> None:
     async with opened() as (_, client):
         question = "Use search and get-weather"
@@ -305,10 +288,10 @@ async def test_after_the_tools_have_answered_the_model_speaks() -> None:
             model="any", messages=messages, tools=[SEARCH, WEATHER]
         )
     assert last.choices[0].finish_reason == "stop"
+    assert text_of(last).startswith(f'On "{question}": ')
     assert "result 1; result 2" in text_of(last)
 
 
-@pytest.mark.asyncio
 async def test_every_tool_call_has_an_id_of_its_own() -> None:
     question, ids = "search and get-weather", []
     messages: list[Any] = [{"role": "user", "content": question}]
@@ -330,7 +313,6 @@ async def test_every_tool_call_has_an_id_of_its_own() -> None:
     assert len(ids) == len(set(ids)) == 12
 
 
-@pytest.mark.asyncio
 async def test_the_sdk_puts_streamed_tool_calls_together() -> None:
     async with opened() as (_, client):
         question = "search and get-weather"
@@ -350,18 +332,22 @@ async def test_the_sdk_puts_streamed_tool_calls_together() -> None:
     assert streamed == sent
 
 
-@pytest.mark.asyncio
-async def test_max_tokens_cuts_the_arguments_of_a_call() -> None:
+@pytest.mark.parametrize(
+    ("limit", "lengths"), [(1, [0]), (4, [8]), (19, [47, 8]), (99, [47, 34])]
+)
+async def test_max_tokens_cuts_the_arguments_of_a_call(
+    limit: int, lengths: list[int]
+) -> None:
     async with opened() as (_, client):
-        answer = await ask(
-            client, "search and get-weather", tools=[SEARCH, WEATHER], max_tokens=4
-        )
-    (call,) = answer.choices[0].message.tool_calls or ()
-    assert answer.choices[0].finish_reason == "length"
-    assert answer.usage is not None
-    assert answer.usage.completion_tokens == 4
-    assert call.type == "function"
-    assert len(call.function.arguments) == 8
+        question = "search and get-weather"
+        tools = [SEARCH, WEATHER]
+        answer = await ask(client, question, tools=tools, max_tokens=limit)
+    calls = answer.choices[0].message.tool_calls or ()
+    sent = [len(call.to_dict()["function"]["arguments"]) for call in calls]
+    assert sent == lengths
+    assert answer.choices[0].finish_reason == (
+        "tool_calls" if limit == 99 else "length"
+    )
 
 
 class Colour(Enum):
@@ -394,7 +380,6 @@ class Report(BaseModel):
     title: str
     score: float = Field(ge=0, le=1)
     stars: int = Field(gt=0, lt=6)
-    even: int = Field(multiple_of=2, ge=3)
     colour: Colour
     good: bool
     nothing: None
@@ -402,14 +387,11 @@ class Report(BaseModel):
     work: Book | Film
     sources: list[Source] = Field(min_length=1, max_length=3)
     tree: Node
-    code: Annotated[str, Field(pattern=r"^[A-Z]{3}-\d{4}$")]
-    size: Annotated[str, Field(pattern=r"^(small|large)$")]
     day: date
     moment: datetime
     identity: UUID
 
 
-@pytest.mark.asyncio
 async def test_a_structured_answer_fits_its_pydantic_model() -> None:
     async with opened() as (_, client):
         for question in ("Paris?", "Rome?", "Oslo?"):
@@ -420,11 +402,10 @@ async def test_a_structured_answer_fits_its_pydantic_model() -> None:
             )
             report = answer.choices[0].message.parsed
             assert report is not None
-            assert report.title.startswith(question)
+            assert report.title == question
 
 
-@pytest.mark.asyncio
-async def test_a_structured_answer_that_is_cut_is_an_error_in_the_sdk() -> None:
+async def test_cut_structured_answer_raises_in_the_sdk() -> None:
     async with opened() as (_, client):
         with pytest.raises(LengthFinishReasonError):
             await client.chat.completions.parse(
@@ -435,7 +416,6 @@ async def test_a_structured_answer_that_is_cut_is_an_error_in_the_sdk() -> None:
             )
 
 
-@pytest.mark.asyncio
 async def test_a_json_object_is_a_json_object() -> None:
     async with opened() as (_, client):
         answer = await ask(
@@ -450,56 +430,69 @@ async def test_a_json_object_is_a_json_object() -> None:
         ({"const": None}, None),
         ({"enum": [7]}, 7),
         ({"type": ["null", "boolean"], "enum": [True]}, True),
+        ({"type": ["null", "string"]}, "Paris"),
+        ({"type": ["null"]}, None),
         ({"type": "string", "minLength": 8}, "Paris..."),
         ({"type": "string", "maxLength": 2}, "Pa"),
-        ({"type": "string", "pattern": "^x{3}[0]+$"}, "xxx0"),
+        ({"type": "string", "pattern": "^[0-9]+$"}, "Paris"),
+        ({"type": "string", "format": "date"}, "2025-01-01"),
+        ({"type": "string", "format": "unknown"}, "Paris"),
         ({"type": "integer", "minimum": 5, "maximum": 5}, 5),
         ({"type": "integer", "exclusiveMinimum": 5, "maximum": 6}, 6),
-        ({"type": "integer", "multipleOf": 50, "minimum": 70, "maximum": 120}, 100),
+        ({"type": "integer", "minimum": -6, "exclusiveMaximum": -5}, -6),
+        ({"type": "integer", "minimum": 1.2, "maximum": 2.9}, 2),
+        ({"type": "integer", "minimum": -1e300, "maximum": 0}, 0),
+        ({"type": "integer", "minimum": True, "maximum": 0}, 0),
         ({"type": "number", "minimum": 2.5, "maximum": 2.5}, 2.5),
+        ({"type": "number", "minimum": -9.5, "exclusiveMaximum": 1e-9}, 0),
         ({"type": "array", "items": {"type": "null"}, "minItems": 3}, [None] * 3),
         ({"type": "array", "items": {"const": 1}, "maxItems": 1}, [1]),
-        ({"type": "array", "prefixItems": [{"const": 1}], "items": False}, [1]),
+        ({"type": "array", "items": {"const": 1}, "maxItems": 0}, []),
         ({"type": "array", "items": {"type": "string"}}, ["Paris", "Paris (2)"]),
+        ({"type": "array", "items": {"$ref": "#"}}, [[], []]),
         ({"anyOf": [{"type": "null"}, {"const": 1}]}, 1),
-        ({"$ref": "#/$defs/a~1b", "$defs": {"a/b": {"const": 1}}}, 1),
+        ({"anyOf": [{"$ref": "#"}, {"type": "null"}]}, None),
+        ({"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"const": 1}}}, 1),
+        ({"$ref": "#/definitions/a", "definitions": {"a": {"const": 1}}}, 1),
         ({"properties": {"a": {"const": 1}}}, {"a": 1}),
-        ({"type": "object", "required": ["a"]}, {"a": "Paris"}),
-        (
-            {"type": "object", "properties": {"next": {"$ref": "#"}}},
-            {"next": {"next": {}}},
-        ),
+        ({"type": "object", "required": ["a", 5]}, {"a": "Paris"}),
+        ({"type": "object", "properties": {"next": {"$ref": "#"}}}, {"next": {}}),
+        ({"type": "object", "properties": []}, {}),
+        (True, "Paris"),
     ],
 )
-def test_an_instance_fits_its_schema(schema: Any, value: object) -> None:
-    assert instance(schema, "Paris", "seed") == value
+def test_sample_fits_its_schema(schema: Any, value: object) -> None:
+    assert Sample(schema, "Paris", "seed").make(schema) == value
 
 
 @pytest.mark.parametrize(
     "schema",
     [
         {"type": "animal"},
+        {"type": {}},
         {"type": "integer", "minimum": 2, "maximum": 1},
         {"type": "integer", "exclusiveMinimum": 1, "exclusiveMaximum": 2},
-        {"type": "number", "multipleOf": 0},
-        {"type": "string", "pattern": "(?<=x)y"},
-        {"type": "string", "pattern": "["},
-        {"type": "string", "minLength": 10**9},
-        {"type": "array", "minItems": 10**9},
-        {"type": "object", "properties": []},
         {"$ref": "#/$defs/missing"},
         {"$ref": "#"},
         {"type": "object", "required": ["a"], "properties": {"a": {"$ref": "#"}}},
+        {"type": "array", "items": {"$ref": "#"}, "minItems": 1},
         {"anyOf": [{"$ref": "#"}]},
-        7,
     ],
 )
-def test_a_schema_without_an_instance_is_an_error_and_never_a_hang(schema: Any) -> None:
+def test_schema_without_a_value_raises(schema: Any) -> None:
     with pytest.raises(Unfit):
-        instance(schema, "Paris", "seed")
+        Sample(schema, "Paris", "seed").make(schema)
 
 
-@pytest.mark.asyncio
+def test_samples_vary_with_the_seed() -> None:
+    for kind, high in (("integer", 9), ("number", 1.125), ("boolean", True)):
+        schema = {"type": kind}
+        values = [Sample(schema, "Paris", str(seed)).make(schema) for seed in range(99)]
+        assert (min(values), max(values)) == (0, high)
+        several = {"type": "array", "items": schema, "minItems": 99}
+        assert set(Sample(several, "Paris", "0").make(several)) == set(values)
+
+
 async def test_models_are_listed_and_found() -> None:
     async with opened() as (_, client):
         (model,) = [model async for model in client.models.list()]
@@ -507,7 +500,6 @@ async def test_models_are_listed_and_found() -> None:
     assert model.object == "model"
 
 
-@pytest.mark.asyncio
 async def test_only_the_chosen_models_are_listed() -> None:
     settings = Settings(models=("small", "large"))
     async with (

@@ -96,7 +96,6 @@ async def speak(server: Server, stream: bool = False) -> tuple[bytes, bool]:
         ("malformed", json.JSONDecodeError),
     ],
 )
-@pytest.mark.asyncio
 async def test_a_fault_strikes_the_calls_it_is_told_to(
     kind: str, error: type[Exception]
 ) -> None:
@@ -112,25 +111,28 @@ async def test_a_fault_strikes_the_calls_it_is_told_to(
     assert stats.refused == ({kind: 1} if kind.isdigit() else {})
 
 
+@pytest.mark.parametrize(("wait", "seconds"), [(2.5, "3"), (0, "1")])
 @pytest.mark.parametrize("kind", ["503", "429"])
-@pytest.mark.asyncio
-async def test_a_refusal_says_when_to_come_again(kind: str) -> None:
-    async with opened(Fault(kind, calls=(1,), retry_after=2.5)) as (_, client):
+async def test_a_refusal_says_when_to_come_again(
+    kind: str, wait: float, seconds: str
+) -> None:
+    async with opened(Fault(kind, calls=(1,), retry_after=wait)) as (_, client):
         with pytest.raises(openai.APIStatusError) as caught:
             await ask(client)
     headers = caught.value.response.headers
-    assert (headers["retry-after"], headers["retry-after-ms"]) == ("3", "2500")
+    assert (headers["retry-after"], headers["retry-after-ms"]) == (
+        seconds,
+        f"{wait * 1000:.0f}",
+    )
 
 
-@pytest.mark.asyncio
 async def test_a_reset_is_a_reset_and_nothing_was_answered() -> None:
     async with serve(settings_for(Fault("reset", calls=(1,)))) as server:
         assert await speak(server) == (b"", True)
         assert server.stats().tokens_billed == 0
 
 
-@pytest.mark.asyncio
-async def test_a_cut_answer_is_half_of_what_was_promised_and_is_billed() -> None:
+async def test_cut_answer_has_half_its_bytes_and_is_billed() -> None:
     async with serve(settings_for(Fault("cut", calls=(1,)))) as server:
         received, was_reset = await speak(server)
         assert server.stats().tokens_billed > 0
@@ -141,7 +143,6 @@ async def test_a_cut_answer_is_half_of_what_was_promised_and_is_billed() -> None
     assert len(body) == promised // 2
 
 
-@pytest.mark.asyncio
 async def test_a_cut_stream_ends_after_half_its_chunks() -> None:
     async with opened() as (server, client):
         whole = [chunk async for chunk in await ask(client, stream=True)]
@@ -156,8 +157,7 @@ async def test_a_cut_stream_ends_after_half_its_chunks() -> None:
     assert stats.completion_tokens > 0
 
 
-@pytest.mark.asyncio
-async def test_a_malformed_stream_has_a_line_that_is_not_json() -> None:
+async def test_malformed_stream_has_one_line_of_broken_json() -> None:
     async with opened(Fault("malformed", calls=(1,))) as (server, client):
         stream = await ask(client, stream=True)
         stats = await until(server, in_flight=0)
@@ -170,7 +170,6 @@ async def test_a_malformed_stream_has_a_line_that_is_not_json() -> None:
     assert b"data: [DONE]" in received
 
 
-@pytest.mark.asyncio
 async def test_a_slow_answer_takes_ten_times_as_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -182,7 +181,7 @@ async def test_a_slow_answer_takes_ten_times_as_long(
         await sleep(0)
 
     async with opened() as (server, client):
-        monkeypatch.setattr("racelab.server.calls.asyncio.sleep", note)
+        monkeypatch.setattr("racelab.server.chat_calls.asyncio.sleep", note)
         seen = []
         for faults in ((), (Fault("slow", calls=(1, 2)),)):
             server.reset(Settings(latency=1, spread=0, chunk_delay=0.1, faults=faults))
@@ -197,8 +196,7 @@ async def test_a_slow_answer_takes_ten_times_as_long(
     assert slow == [10, 1, *(1.0 for _ in between)]
 
 
-@pytest.mark.asyncio
-async def test_a_hanging_call_is_let_go_by_a_reset_and_is_not_tried_again() -> None:
+async def test_reset_ends_a_hanging_call_without_a_retry() -> None:
     async with opened(Fault("hang", calls=(1,))) as (server, client):
         trying = client.with_options(max_retries=3)
         hanging = asyncio.create_task(ask(trying))
@@ -210,7 +208,6 @@ async def test_a_hanging_call_is_let_go_by_a_reset_and_is_not_tried_again() -> N
         assert server.stats().in_flight == 0
 
 
-@pytest.mark.asyncio
 async def test_a_hanging_call_ends_with_the_server() -> None:
     async with serve(settings_for(Fault("hang", calls=(1,)))) as server:
         hanging = asyncio.create_task(speak(server))
@@ -219,10 +216,7 @@ async def test_a_hanging_call_ends_with_the_server() -> None:
     assert received == b""
 
 
-@pytest.mark.asyncio
-async def test_a_client_that_leaves_a_hanging_call_is_a_fault_and_not_abandoned() -> (
-    None
-):
+async def test_hanging_call_is_never_counted_as_abandoned() -> None:
     async with opened(Fault("hang", calls=(1,))) as (server, client):
         call = asyncio.create_task(ask(client))
         await until(server, in_flight=1)
@@ -232,7 +226,6 @@ async def test_a_client_that_leaves_a_hanging_call_is_a_fault_and_not_abandoned(
     assert stats.tokens_billed == 0
 
 
-@pytest.mark.asyncio
 async def test_a_fault_can_follow_a_question() -> None:
     async with opened(Fault("500", question="Paris")) as (_, client):
         questions = ["About Paris?", "About Rome?", "paris", "In Paris"]
@@ -240,14 +233,13 @@ async def test_a_fault_can_follow_a_question() -> None:
     assert ends == ["500", "200", "200", "500"]
 
 
-@pytest.mark.asyncio
 async def test_the_first_rule_that_fits_wins() -> None:
     faults = (Fault("503", calls=(2,)), Fault("500", calls=(2, 3)))
     async with opened(*faults) as (_, client):
         assert [await outcome(client) for _ in range(4)] == ["200", "503", "500", "200"]
 
 
-def test_a_probability_strikes_its_share_and_the_same_calls_on_every_run() -> None:
+def test_probability_hits_the_same_calls_on_every_run() -> None:
     def struck(**more: Any) -> list[int]:
         settings = Settings(faults=(Fault("500", probability=0.1),), **more)
         return [n for n in range(1, 10_001) if settings.fault_for(n, "any")]

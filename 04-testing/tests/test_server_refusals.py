@@ -9,14 +9,9 @@ import openai
 import pytest
 from aiohttp import ClientSession
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
-from openai.types.chat.completion_create_params import (
-    CompletionCreateParamsBase,
-    CompletionCreateParamsStreaming,
-)
 
 from racelab.server import Server, serve
-from racelab.server.errors import duration, masked
-from racelab.server.parameters import NOT_HERE, PARAMETERS
+from racelab.server.errors import duration
 from racelab.settings import Settings
 
 CHAT = "/chat/completions"
@@ -25,8 +20,6 @@ HELLO: dict[str, Any] = {
     "model": "any",
     "messages": [{"role": "user", "content": "Hello"}],
 }
-FUNCTION = {"name": "search", "parameters": {"type": "object", "properties": {}}}
-TOOLS = [{"type": "function", "function": FUNCTION}]
 
 
 def client_of(server: Server, **options: Any) -> AsyncOpenAI:
@@ -68,22 +61,6 @@ async def send(
             return Reply(response.status, content["error"], response.headers)
 
 
-def user(**changes: Any) -> dict[str, Any]:
-    """A request whose only message has these fields."""
-    return {**HELLO, "messages": [{"role": "user", "content": "Hello", **changes}]}
-
-
-def formatted(**schema: Any) -> dict[str, Any]:
-    described = {"name": "x", "strict": True, "schema": schema}
-    wanted = {"type": "json_schema", "json_schema": described}
-    return {**HELLO, "response_format": wanted}
-
-
-def with_function(**changes: Any) -> dict[str, Any]:
-    tools = [{"type": "function", "function": {**FUNCTION, **changes}}]
-    return {**HELLO, "tools": tools}
-
-
 MALFORMED: list[tuple[Any, str, str | None, str | None]] = [
     (
         {"messages": HELLO["messages"]},
@@ -91,323 +68,36 @@ MALFORMED: list[tuple[Any, str, str | None, str | None]] = [
         None,
         None,
     ),
+    ({**HELLO, "model": 5}, "you must provide a model parameter", None, None),
     (
-        {"model": "any"},
+        {"model": "any", "messages": None},
         "Missing required parameter: 'messages'.",
         "messages",
         "missing_required_parameter",
     ),
-    (
-        {**HELLO, "messages": "Hello"},
-        "Invalid type for 'messages': expected an array of objects, but got a string "
-        "instead.",
-        "messages",
-        "invalid_type",
+    *(
+        (
+            {**HELLO, "messages": messages},
+            "Invalid 'messages': expected an array of at least one object.",
+            "messages",
+            "invalid_type",
+        )
+        for messages in ("Hello", [], {"role": "user"})
     ),
-    (
-        {**HELLO, "messages": []},
-        "Invalid 'messages': empty array. Expected an array with minimum length 1, but "
-        "got an empty array instead.",
-        "messages",
-        "empty_array",
-    ),
-    (
-        {**HELLO, "messages": ["Hello"]},
-        "Invalid type for 'messages[0]': expected an object, but got a string instead.",
-        "messages[0]",
-        "invalid_type",
-    ),
-    (
-        {**HELLO, "temperature": 3},
-        "Invalid 'temperature': decimal above maximum value. Expected a value <= 2, "
-        "but got 3 instead.",
-        "temperature",
-        "decimal_above_max_value",
-    ),
-    (
-        {**HELLO, "n": 0},
-        "Invalid 'n': integer below minimum value. Expected a value >= 1, but got 0 "
-        "instead.",
-        "n",
-        "integer_below_min_value",
-    ),
-    (
-        {**HELLO, "n": 1.5},
-        "Invalid type for 'n': expected an integer, but got a decimal number instead.",
-        "n",
-        "invalid_type",
-    ),
-    (
-        {**HELLO, "stream": 1},
-        "Invalid type for 'stream': expected a boolean, but got an integer instead.",
-        "stream",
-        "invalid_type",
-    ),
-    (
-        {**HELLO, "temperature": True},
-        "Invalid type for 'temperature': expected a decimal, but got a boolean "
-        "instead.",
-        "temperature",
-        "invalid_type",
-    ),
-    (
-        {**HELLO, "temperatur": 1},
-        "Unknown parameter: 'temperatur'. Did you mean 'temperature'?",
-        "temperatur",
-        "unknown_parameter",
-    ),
-    (
-        {**HELLO, "zzz_unknown": 1},
-        "Unknown parameter: 'zzz_unknown'.",
-        "zzz_unknown",
-        "unknown_parameter",
-    ),
-    (
-        {**HELLO, "functions": [FUNCTION]},
-        "Unsupported parameter: 'functions' is not supported by this local server. Use "
-        "'tools' instead.",
-        "functions",
-        "unsupported_parameter",
-    ),
-    (
-        {**HELLO, "stop": list("abcde")},
-        "Invalid 'stop': array too long. Expected an array with maximum length 4, but "
-        "got an array with length 5 instead.",
-        "stop",
-        "array_above_max_length",
-    ),
-    (
-        {**HELLO, "stop": ["a", 1]},
-        "Invalid type for 'stop[1]': expected a string, but got an integer instead.",
-        "stop[1]",
-        "invalid_type",
-    ),
-    (
-        {**HELLO, "service_tier": 1},
-        "Invalid type for 'service_tier': expected one of 'auto', 'default', 'fast', "
-        "'flex', 'priority', or 'scale', but got an integer instead.",
-        "service_tier",
-        "invalid_type",
-    ),
-    (
-        {**HELLO, "verbosity": "loud"},
-        "Invalid value: 'loud'. Supported values are: 'low', 'medium', and 'high'.",
-        "verbosity",
-        "invalid_value",
-    ),
-    (
-        {**HELLO, "max_tokens": 5, "max_completion_tokens": 5},
-        "Setting 'max_tokens' and 'max_completion_tokens' at the same time is not "
-        "supported.",
-        "max_tokens",
-        "invalid_parameter_combination",
-    ),
-    (
-        {**HELLO, "stream_options": {"include_usage": True}},
-        "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
-        "stream_options",
-        None,
-    ),
-    (
-        {**HELLO, "stream": True, "stream_options": {"bogus": True}},
-        "Unknown parameter: 'stream_options.bogus'.",
-        "stream_options.bogus",
-        "unknown_parameter",
-    ),
-    (
-        {**HELLO, "top_logprobs": 2},
-        "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.",
-        "top_logprobs",
-        None,
-    ),
-    (
-        {**HELLO, "metadata": {"k": "v" * 600}},
-        "Invalid 'metadata.k': string too long. Expected a string with maximum length "
-        "512, but got a string with length 600 instead.",
-        "metadata.k",
-        "string_above_max_length",
-    ),
-    (
-        {**HELLO, "metadata": {str(n): "v" for n in range(17)}},
-        "Invalid 'metadata': too many properties. Expected an object with at most 16 "
-        "properties, but got an object with 17 properties instead.",
-        "metadata",
-        "object_above_max_properties",
-    ),
-    (
-        {**HELLO, "logit_bias": {"50256": 101}},
-        "Invalid 'logit_bias.50256': integer above maximum value. Expected a value <= "
-        "100, but got 101 instead.",
-        "logit_bias.50256",
-        "integer_above_max_value",
-    ),
-    (
-        {**HELLO, "modalities": ["text", "audio"]},
-        "Unsupported value: 'modalities' does not support 'audio' with this model.",
-        "modalities",
-        "unsupported_value",
-    ),
-    # messages
-    (
-        user(role="bogus"),
-        "Invalid value: 'bogus'. Supported values are: 'system', 'assistant', 'user', "
-        "'function', 'tool', and 'developer'.",
-        "messages[0].role",
-        "invalid_value",
-    ),
-    (
-        {**HELLO, "messages": [{"content": "Hello"}]},
-        "Missing required parameter: 'messages[0].role'.",
-        "messages[0].role",
-        "missing_required_parameter",
-    ),
-    (
-        user(content=None),
-        "Invalid value for 'content': expected a string, got null.",
-        "messages.[0].content",
-        None,
-    ),
-    (
-        user(content=5),
-        "Invalid type for 'messages[0].content': expected one of a string or array of "
-        "objects, but got an integer instead.",
-        "messages[0].content",
-        "invalid_type",
-    ),
-    (
-        user(content=[{"type": "text"}]),
-        "Missing required parameter: 'messages[0].content[0].text'.",
-        "messages[0].content[0].text",
-        "missing_required_parameter",
-    ),
-    (
-        user(role="system", content=[{"type": "image_url"}]),
-        "Invalid value: 'image_url'. Supported values are: 'text'.",
-        "messages[0].content[0].type",
-        "invalid_value",
-    ),
-    # tools
-    (
-        {**HELLO, "tool_choice": "auto"},
-        "Invalid value for 'tool_choice': 'tool_choice' is only allowed when 'tools' "
-        "are specified.",
-        "tool_choice",
-        None,
-    ),
-    (
-        {**HELLO, "parallel_tool_calls": False},
-        "Invalid value for 'parallel_tool_calls': 'parallel_tool_calls' is only "
-        "allowed when 'tools' are specified.",
-        "parallel_tool_calls",
-        None,
-    ),
-    (
-        {**HELLO, "tools": [{"type": "function"}]},
-        "Missing required parameter: 'tools[0].function'.",
-        "tools[0].function",
-        "missing_required_parameter",
-    ),
-    (
-        with_function(name="no spaces"),
-        "Invalid 'tools[0].function.name': string does not match pattern. Expected a "
-        "string that matches the pattern '^[a-zA-Z0-9_-]+$'.",
-        "tools[0].function.name",
-        "invalid_value",
-    ),
-    (
-        with_function(name=""),
-        "Invalid 'tools[0].function.name': empty string. Expected a string with "
-        "minimum length 1, but got an empty string instead.",
-        "tools[0].function.name",
-        "empty_string",
-    ),
-    (
-        with_function(parameters={"type": "object"}),
-        "Invalid schema for function 'search': In context=(), object schema missing "
-        "properties.",
-        "tools[0].function.parameters",
-        "invalid_function_parameters",
-    ),
-    (
-        {
-            **HELLO,
-            "tools": TOOLS,
-            "tool_choice": {"type": "function", "function": {"name": "buy"}},
-        },
-        "Invalid value for 'function_call': no function named 'buy' was specified in "
-        "the 'functions' parameter.",
-        "function_call",
-        None,
-    ),
-    (
-        {**HELLO, "tools": TOOLS, "tool_choice": 5},
-        "Invalid type for 'tool_choice': expected one of one of 'none', 'auto', or "
-        "'required' or object, but got an integer instead.",
-        "tool_choice",
-        "invalid_type",
-    ),
-    # response_format
-    (
-        {**HELLO, "response_format": {"type": "bogus"}},
-        "Invalid value: 'bogus'. Supported values are: 'json_object', 'json_schema', "
-        "and 'text'.",
-        "response_format.type",
-        "invalid_value",
-    ),
-    (
-        {**HELLO, "response_format": {"type": "json_object"}},
-        "'messages' must contain the word 'json' in some form, to use "
-        "'response_format' of type 'json_object'.",
-        "messages",
-        None,
-    ),
-    (
-        {**HELLO, "response_format": {"type": "json_schema"}},
-        "Missing required parameter: 'response_format.json_schema'.",
-        "response_format.json_schema",
-        "missing_required_parameter",
-    ),
-    (
-        formatted(type="object", properties={}),
-        "Invalid schema for response_format 'x': In context=(), 'additionalProperties' "
-        "is required to be supplied and to be false.",
-        "response_format",
-        None,
-    ),
-    (
-        formatted(
-            type="object",
-            properties={
-                "list": {
-                    "type": "array",
-                    "items": {
-                        "type": "object",
-                        "properties": {"a": {"type": "string"}},
-                        "additionalProperties": False,
-                    },
-                }
-            },
-            required=["list"],
-            additionalProperties=False,
-        ),
-        "Invalid schema for response_format 'x': In context=('properties', 'list', "
-        "'items'), 'required' is required to be supplied and to be an array including "
-        "every key in properties. Missing 'a'.",
-        "response_format",
-        None,
+    *(
+        (
+            {**HELLO, "messages": [*HELLO["messages"], message]},
+            "Invalid 'messages[1]': expected an object with a 'role'.",
+            "messages[1]",
+            "invalid_type",
+        )
+        for message in ("Hello", {"content": "Hello"}, {"role": 5})
     ),
 ]
 
 
-def test_every_parameter_of_the_sdk_is_known() -> None:
-    known = {*PARAMETERS, *NOT_HERE}
-    assert CompletionCreateParamsStreaming.__annotations__.keys() <= known
-    assert CompletionCreateParamsBase.__annotations__.keys() <= known
-
-
 @pytest.mark.parametrize(("body", "message", "param", "code"), MALFORMED)
-@pytest.mark.asyncio
-async def test_a_malformed_request_is_refused_in_openais_words(
+async def test_request_without_model_or_messages_gets_400(
     body: Any, message: str, param: str | None, code: str | None
 ) -> None:
     reply = await send(body)
@@ -418,6 +108,64 @@ async def test_a_malformed_request_is_refused_in_openais_words(
         "code": code,
     }
     assert reply.status == 400
+
+
+SEARCH = {"type": "function", "function": {"name": "search"}}
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tools": [], "audio": None, "moderation": None, "functions": [{"name": "f"}]},
+        {"frobnicate": 1, "temperature": "hot", "metadata": 5, "logit_bias": [1]},
+        {"tool_choice": "auto", "parallel_tool_calls": False, "top_logprobs": 2},
+        {"tools": [None, 5, {}, {"function": {"name": 5}}, SEARCH], "tool_choice": 5},
+        {"tools": SEARCH, "tool_choice": {"type": "function"}},
+        {"response_format": {"type": "json_object"}, "stop": {"a": 1}},
+        {"response_format": "json", "stop": [None, 5, "", "never", "said"]},
+        {"response_format": {"type": "json_schema"}, "stream_options": [1]},
+        {"max_tokens": HUGE, "seed": -HUGE, "top_logprobs": HUGE, "logprobs": True},
+        {"max_tokens": 0, "max_completion_tokens": -1, "n": 0, "stream": "no"},
+        {"max_tokens": 1.5, "max_completion_tokens": True, "n": "2", "stream": 1},
+        {"n": None, "stop": None, "tools": None, "response_format": None},
+    ],
+)
+async def test_unknown_null_and_wrong_parameters_are_accepted(
+    options: dict[str, Any],
+) -> None:
+    async with (
+        serve(Settings(latency=0)) as server,
+        client_of(server) as client,
+    ):
+        answer = await client.chat.completions.create(**HELLO, extra_body=options)
+    (choice,) = answer.choices
+    assert choice.finish_reason == "stop"
+    assert choice.message.content
+
+
+@pytest.mark.parametrize(
+    "content", [None, 5, True, {}, [], [None, 5, "Hi", {"text": 5}, {"type": "text"}]]
+)
+async def test_message_without_text_is_an_empty_question(content: Any) -> None:
+    async with (
+        serve(Settings(latency=0)) as server,
+        client_of(server) as client,
+    ):
+        messages: Any = [{"role": "user", "content": content}]
+        answer = await client.chat.completions.create(model="any", messages=messages)
+        assert server.stats().answers == {"": 1}
+    assert (answer.choices[0].message.content or "").startswith('On "": ')
+
+
+async def test_too_many_tokens_for_the_bucket_get_429() -> None:
+    reply = await send({**HELLO, "max_tokens": HUGE}, settings=Settings(tpm=60))
+    assert reply.status == 429
+    assert reply.error["message"].startswith("Request too large for any")
+
+
+async def test_long_model_name_is_unknown() -> None:
+    assert (await send({**HELLO, "model": "m" * 257})).status == 404
 
 
 def called(*ids: str) -> dict[str, Any]:
@@ -471,6 +219,18 @@ UNANSWERED = (
             "messages.[2].tool_call_id",
         ),
         (
+            [USER, called("a"), {"role": "tool", "content": "found"}],
+            "Invalid parameter: 'tool_call_id' of 'None' not found in 'tool_calls' of "
+            "previous message.",
+            "messages.[2].tool_call_id",
+        ),
+        (
+            [USER, called("a"), {"role": "tool", "tool_call_id": ["a"]}],
+            "Invalid parameter: 'tool_call_id' of '['a']' not found in 'tool_calls' of "
+            "previous message.",
+            "messages.[2].tool_call_id",
+        ),
+        (
             [USER, called("a", "b"), answered("a"), answered("a")],
             "Invalid parameter: Duplicate value for 'tool_call_id' of 'a', in "
             "messages[2] and messages[3].",
@@ -478,8 +238,7 @@ UNANSWERED = (
         ),
     ],
 )
-@pytest.mark.asyncio
-async def test_tool_calls_that_are_not_answered_in_order_are_refused(
+async def test_tool_calls_out_of_order_get_400(
     messages: list[Any], message: str, param: str
 ) -> None:
     reply = await send({"model": "any", "messages": messages})
@@ -488,10 +247,11 @@ async def test_tool_calls_that_are_not_answered_in_order_are_refused(
     assert reply.error["param"] == param
 
 
-@pytest.mark.asyncio
-async def test_tool_calls_may_be_answered_in_any_order_and_again_later() -> None:
+async def test_results_of_one_message_come_in_any_order() -> None:
     messages: list[Any] = [USER, called("a", "b"), answered("b"), answered("a"), USER]
-    messages += [called("a"), answered("a")]
+    messages += [called("a"), answered("a"), {**called("z"), "role": "user"}]
+    messages += [{"role": "assistant", "tool_calls": [5, {"id": 5}]}]
+    messages += [{"role": "assistant", "content": "Hi", "tool_calls": 5}, USER]
     async with (
         serve(Settings(latency=0)) as server,
         client_of(server) as client,
@@ -501,7 +261,6 @@ async def test_tool_calls_may_be_answered_in_any_order_and_again_later() -> None
 
 
 @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic abc", "sk-123"])
-@pytest.mark.asyncio
 async def test_a_request_without_a_key_is_refused(header: str) -> None:
     reply = await send(HELLO, headers={"authorization": header})
     assert reply.status == 401
@@ -509,27 +268,30 @@ async def test_a_request_without_a_key_is_refused(header: str) -> None:
     assert reply.error["code"] is None
 
 
-@pytest.mark.asyncio
-async def test_a_wrong_key_is_refused_and_shown_masked() -> None:
-    key = "sk-proj-abcdefghijklmnop1234"
+@pytest.mark.parametrize(
+    ("key", "masked"),
+    [
+        ("sk-proj-abcdefghijklmnop1234", "sk-proj-****************1234"),
+        ("short-key", "short-key"),
+        ("key", "key"),
+    ],
+)
+async def test_wrong_key_is_refused_and_shown_masked(key: str, masked: str) -> None:
     headers = {"authorization": f"Bearer {key}"}
     reply = await send(HELLO, headers=headers, settings=Settings(api_key="right"))
     assert reply.status == 401
     assert reply.error["code"] == "invalid_api_key"
     assert reply.error["message"] == (
-        "Incorrect API key provided: sk-proj-****************1234. You can find your "
+        f"Incorrect API key provided: {masked}. You can find your "
         "API key at https://platform.openai.com/account/api-keys."
     )
-    assert len(masked(key)) == len(key)
 
 
-@pytest.mark.asyncio
 async def test_the_key_is_checked_before_the_body() -> None:
     assert (await send(b"{", headers={})).status == 401
 
 
 @pytest.mark.parametrize("path", ["/", "/chat", "/chat/completions/", "/embeddings"])
-@pytest.mark.asyncio
 async def test_an_unknown_route_is_refused(path: str) -> None:
     reply = await send(HELLO, path=path)
     assert reply.status == 404
@@ -546,7 +308,6 @@ async def test_an_unknown_route_is_refused(path: str) -> None:
         ("PUT", "/models/any", "GET"),
     ],
 )
-@pytest.mark.asyncio
 async def test_a_wrong_method_is_refused(method: str, path: str, allowed: str) -> None:
     reply = await send(HELLO, method=method, path=path)
     assert reply.status == 405
@@ -562,8 +323,7 @@ async def test_a_wrong_method_is_refused(method: str, path: str, allowed: str) -
         *(b"[" * 100_000, b'{"model": NaN}', b'{"model": ' + b"1" * 5000 + b"}"),
     ],
 )
-@pytest.mark.asyncio
-async def test_a_body_that_is_not_a_json_object_is_refused(body: bytes) -> None:
+async def test_body_without_a_json_object_gets_400(body: bytes) -> None:
     reply = await send(body)
     assert reply.status == 400
     assert reply.error["message"].startswith(
@@ -571,15 +331,13 @@ async def test_a_body_that_is_not_a_json_object_is_refused(body: bytes) -> None:
     )
 
 
-@pytest.mark.asyncio
 async def test_a_huge_body_is_refused() -> None:
-    reply = await send(user(content="x" * 5_000_000))
+    reply = await send({**HELLO, "frobnicate": "x" * 5_000_000})
     assert reply.status == 413
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-@pytest.mark.asyncio
-async def test_an_unknown_model_is_refused_if_the_models_are_chosen(
+async def test_unknown_model_gets_404_if_models_are_set(
     method: str,
 ) -> None:
     settings = Settings(latency=0, models=("small",))
@@ -596,7 +354,6 @@ async def test_an_unknown_model_is_refused_if_the_models_are_chosen(
 
 @pytest.mark.parametrize("path", ["/control/stats", "/control/reset", "/control/other"])
 @pytest.mark.parametrize("secret", ["", "wrong", "s3cre", "s3crets", "\xff"])
-@pytest.mark.asyncio
 async def test_control_needs_the_secret(path: str, secret: str) -> None:
     reply = await send({}, path=path, headers={"x-control-secret": secret})
     assert reply.status == 403
@@ -617,7 +374,6 @@ async def test_control_needs_the_secret(path: str, secret: str) -> None:
         ("POST", "/control/reset", b'{"models": 1}', 400),
     ],
 )
-@pytest.mark.asyncio
 async def test_control_refuses_what_it_does_not_know(
     method: str, path: str, body: bytes, status: int
 ) -> None:
@@ -626,7 +382,6 @@ async def test_control_refuses_what_it_does_not_know(
     assert reply.status == status
 
 
-@pytest.mark.asyncio
 async def test_without_a_secret_there_is_no_control() -> None:
     async with serve() as server, ClientSession() as http:
         url = server.base_url.removesuffix("/v1") + "/control/stats"
@@ -635,7 +390,6 @@ async def test_without_a_secret_there_is_no_control() -> None:
                 assert response.status == 404
 
 
-@pytest.mark.asyncio
 async def test_the_sdk_raises_its_own_error_for_each_status() -> None:
     settings = Settings(latency=0, api_key="right", models=("small",))
     async with (
@@ -648,9 +402,8 @@ async def test_the_sdk_raises_its_own_error_for_each_status() -> None:
         with pytest.raises(openai.NotFoundError):
             await client.chat.completions.create(**HELLO)
         with pytest.raises(openai.BadRequestError) as caught:
-            await client.chat.completions.create(**{**HELLO, "n": 0})
-    assert caught.value.param == "n"
-    assert caught.value.code == "integer_below_min_value"
+            await client.chat.completions.create(**{**HELLO, "messages": []})
+    assert (caught.value.param, caught.value.code) == ("messages", "invalid_type")
 
 
 @pytest.mark.parametrize(

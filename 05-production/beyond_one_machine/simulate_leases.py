@@ -28,7 +28,7 @@ from agents import Limits
 from beyond_one_machine.leases import Lease, LeasedRateLimiter, Limiter, Report
 from racelab import start, table, verdict
 from racelab.explore import clock
-from racelab.server.buckets import Bucket
+from racelab.server.buckets import TokenBucket
 
 T = TypeVar("T")
 WORKERS, CALLS = 100, 50
@@ -93,7 +93,7 @@ class Run:
 async def work(batch: int) -> Run:
     loop, limiter, run = asyncio.get_running_loop(), Limiter(LIMITS), Run()
     begun = loop.time()
-    bucket = Bucket(60 * RATE, RATE, begun)
+    bucket = TokenBucket(60 * RATE, RATE, begun)
 
     async def call(pace: LeasedRateLimiter, worker: int) -> None:
         while True:

@@ -19,7 +19,7 @@ from beyond_one_machine.leases import (
     Limiter,
     Report,
 )
-from racelab.server.buckets import Bucket
+from racelab.server.buckets import TokenBucket
 
 pytestmark = pytest.mark.virtual_time
 RATE = 20  # requests a second, of all workers
@@ -35,8 +35,8 @@ class Account:
 
     def __init__(self, limits: Limits, latency: float = 0.3) -> None:
         self.buckets = {
-            "requests": Bucket(limits.rpm or 1e12, limits.request_burst, now()),
-            "tokens": Bucket(limits.tpm or 1e12, limits.token_burst, now()),
+            "requests": TokenBucket(limits.rpm or 1e12, limits.request_burst, now()),
+            "tokens": TokenBucket(limits.tpm or 1e12, limits.token_burst, now()),
         }
         self.latency = latency
         self.sent: list[tuple[float, str]] = []  # when, by which worker

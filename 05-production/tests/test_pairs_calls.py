@@ -16,8 +16,8 @@ from httpx2 import Request, Response
 from racelab import Fault, LocalServer, Settings
 from racelab.explore import clock
 from racelab.pytest.plugin import LoadScript, RunScript
-from racelab.server.buckets import Limits
-from racelab.server.errors import Refusal
+from racelab.server.buckets import KeyLimits
+from racelab.server.errors import ApiError
 
 PAIRS = ("retry_multiplied", "semaphore_is_not_a_rate", "retry_herd", "timeout")
 LIMITS = {  # what the first number in the last line may be on the fixed side
@@ -102,12 +102,12 @@ class Account:
     def __init__(self, module: ModuleType, latency: float) -> None:
         self.latency, self.refused = latency, 0
         settings = Settings(rpm=module.RPM, request_burst=module.BURST)
-        self.limits = Limits(settings, now=0)
+        self.limits = KeyLimits(settings, now=0)
 
     async def ask(self, question: str) -> str:
         try:
             self.limits.admit(1, "any", asyncio.get_running_loop().time())
-        except Refusal:
+        except ApiError:
             self.refused += 1
             response = Response(429, request=REQUEST)
             raise openai.RateLimitError("429", response=response, body=None) from None

@@ -10,8 +10,8 @@ from random import Random
 import pytest
 
 from agents import Answer, Limits, RateLimiter, Remaining, StatusError, Team, TooLarge
-from racelab.server.buckets import Limits as Buckets
-from racelab.server.errors import Refusal
+from racelab.server.buckets import KeyLimits
+from racelab.server.errors import ApiError
 from racelab.settings import Settings
 
 TICK = 1e-6  # seconds: what floats, and the server, do not tell from nothing
@@ -51,7 +51,7 @@ class Server:
     """Refuses what comes faster than these limits allow."""
 
     def __init__(self, latency: float = 0, **limits: float) -> None:
-        self.buckets = Buckets(Settings(**limits), now())  # type: ignore[arg-type]
+        self.buckets = KeyLimits(Settings(**limits), now())  # type: ignore[arg-type]
         self.latency, self.arrived, self.refused = latency, list[float](), 0
 
     async def ask(self, question: str) -> Answer:
@@ -60,9 +60,9 @@ class Server:
         tokens = tokens_of(question)
         try:
             self.buckets.admit(tokens, "any", now())
-        except Refusal as refusal:
+        except ApiError as error:
             self.refused += 1
-            wait = int(refusal.headers["retry-after-ms"]) / 1000
+            wait = int(error.headers["retry-after-ms"]) / 1000
             raise StatusError(
                 429, retry_after=wait, remaining=self.remaining()
             ) from None

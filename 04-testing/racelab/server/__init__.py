@@ -1,10 +1,10 @@
-"""A local server that speaks OpenAI's chat API, counts what it sees, fails on demand.
+"""A local server that speaks OpenAI's chat API, counts requests, and fails on demand.
 
 `serve()` runs it in this event loop, `python -m racelab.server` as a process. To read
-it, follow a request: `routes` takes it off the network; `calls` lets it be checked
-(`parameters`, `conversations`, `schemas`), answered (`answers`, `instances`,
-`completions`), limited (`buckets`) or spoiled; `ledger` counts; `refusals` has the
-words of every error.
+it, follow a request: `routes` takes it off the network, and `chat_calls` guides it from
+there. `chat_requests` and `tool_order` check it, `answers`, `schema_samples` and
+`completions` make its answer, `buckets` limit it, `metrics` counts it, and `errors` has
+the words of every error.
 """
 
 import asyncio
@@ -34,8 +34,7 @@ class Server:
     def reset(self, settings: Settings | None = None) -> None:
         """Count from zero, with full buckets, and with new settings if given.
 
-        Calls in flight end as they would have, and hanging ones end now; none of them
-        is in the new counts.
+        Calls in flight end as they would have, and hanging ones end now.
         """
         self._routes.reset(settings)
 
@@ -44,7 +43,7 @@ class Server:
 async def serve(
     settings: Settings = DEFAULTS, port: int = 0, control_secret: str | None = None
 ) -> AsyncIterator[Server]:
-    """Port 0 is any free one. At the end nothing is left: no task, no connection."""
+    """Run a server on `port`, or on any free one, that leaves nothing behind."""
     routes = Routes(settings, control_secret)
     loop = asyncio.get_running_loop()
     listener = await loop.create_server(routes, HOST, port, backlog=4096)
@@ -58,8 +57,11 @@ async def serve(
 
 
 async def stop_accepting(listener: asyncio.Server) -> None:
-    """asyncio takes a few turns to set up a connection that it has just accepted, and
-    trips over one that appears after `close()`."""
+    """Wait for connections that are just being made.
+
+    asyncio takes a few turns to set up a connection that it has accepted, and fails on
+    one that appears after `close()`.
+    """
     with suppress(NotImplementedError):  # Windows, which sets it up in one turn
         asyncio.get_running_loop().remove_reader(listener.sockets[0])
     for _ in range(5):

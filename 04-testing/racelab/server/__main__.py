@@ -3,7 +3,7 @@ The local model server as a process: by hand, or as the child of another.
 
 Run:   python -m racelab.server --port 8000 --rpm 60
 Then:  point any client at the address that it prints
-Stop:  Ctrl-C; it then prints what it has seen
+Stop:  Ctrl-C, and it prints its counts
 """
 
 import asyncio
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 async def by_hand(settings: Settings, port: int) -> Stats:
-    """Serves until Ctrl-C or SIGTERM, then tells what it has seen."""
+    """Serve until Ctrl-C or SIGTERM, then return the counts."""
     async with serve(settings, port, secret()) as server:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -53,7 +53,7 @@ async def by_hand(settings: Settings, port: int) -> Stats:
 
 
 def how_to_point_at(base_url: str, key: str | None) -> str:
-    """A line for the shell, without the key that only the environment knows."""
+    """Return a line for the shell, without the key that only the environment has."""
     if sys.platform == "win32":
         key = "anything" if key is None else "$env:RACELAB_API_KEY"
         return f'$env:OPENAI_BASE_URL="{base_url}"; $env:OPENAI_API_KEY="{key}"'
@@ -76,7 +76,7 @@ def summary(stats: Stats) -> str:
 
 
 async def as_child() -> int:
-    """For a parent process: settings in, port out, and gone when the parent is."""
+    """Read settings, print the port, and serve until the parent process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     try:
         settings = Settings.from_json(json.loads(first_line_of_input()))
@@ -99,7 +99,7 @@ def first_line_of_input() -> bytes:
 
 
 def watch_input(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
-    """Sets `ended` when the other end of the pipe is closed, however that came about.
+    """Set `ended` when the other end of the pipe is closed, for whatever reason.
 
     In a thread, because not every system can wait for a pipe in an event loop.
     """

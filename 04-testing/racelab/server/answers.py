@@ -6,15 +6,16 @@ the seed and the question, so two runs, two machines and two Pythons agree.
 
 import json
 import re
-from typing import Any
 
 from racelab.seeds import digest_of, fraction_of
-from racelab.server.completions import Answer, Choice, words
-from racelab.server.errors import bad_request
-from racelab.server.schema_samples import instance
+from racelab.server.chat_requests import functions_of, part, token_limit, whole_number
+from racelab.server.completions import Choice, Completion, Json, words
+from racelab.server.errors import ApiError
+from racelab.server.schema_samples import LARGEST, Sample
 from racelab.settings import Settings
 
-QUOTED = 10_000  # characters of a question, at most, that its answer repeats
+MOST_CHOICES = 128  # answers to one request, as at OpenAI
+QUOTED = 10_000  # characters of a question that all choices together repeat
 REMARKS = (
     "two sources agree",
     "one source disagrees",
@@ -26,171 +27,165 @@ REMARKS = (
 
 
 def latency_of(question: str, settings: Settings) -> float:
-    """Seconds until the answer to this question."""
+    """Return the seconds until the answer to this question."""
     place = 2 * fraction_of(settings.seed, "latency", question) - 1  # from -1 to 1
     return settings.latency * (1 + settings.spread * place)
 
 
-def answer_to(body: dict[str, Any], seed: int) -> Answer:
-    """The answer to a chat request that `parameters` has let through.
+def answer_to(body: Json, seed: int) -> Completion:
+    """Return the answer to a request that `chat_request` has let through.
 
-    Raises a Refusal when nothing fits a schema in the request.
+    Raises a 400 if no value fits a schema in the request. The work is bounded, because
+    more choices share the same number of characters.
     """
     question = question_of(body["messages"])
+    maker, digest = _Maker(body, question, seed), digest_of(seed, question)
     try:
-        choices = [_choice(body, question, seed, i) for i in range(body.get("n") or 1)]
+        choices = [maker.choice(index) for index in range(maker.count)]
         prompt = prompt_tokens(body)
     except (ValueError, ArithmeticError, RecursionError) as error:
-        raise bad_request(f"Invalid schema: {error}.") from None
-    completion = sum(
-        count_tokens(choice.content or "") + sum(map(_call_tokens, choice.tool_calls))
-        for choice in choices
-    )
-    digest = digest_of(seed, question)
-    return Answer(question, body["model"], digest, choices, prompt, completion)
+        raise ApiError(400, f"Invalid schema: {error}.") from None
+    tokens = sum(count_tokens(choice.content or "") for choice in choices)
+    tokens += sum(_cost(call) for choice in choices for call in choice.tool_calls)
+    return Completion(question, body["model"], digest, choices, prompt, tokens)
 
 
-def _choice(body: dict[str, Any], question: str, seed: int, index: int) -> Choice:
-    limit = body.get("max_completion_tokens") or body.get("max_tokens")
-    chosen = chosen_tools(body, question)
-    if chosen:
-        calls = [
-            _tool_call(function, question, seed, (index, number, len(body["messages"])))
-            for number, function in enumerate(chosen)
-        ]
-        cut = limit is not None and _cut_calls(calls, limit)
-        return Choice(None, calls, "length" if cut else "tool_calls", None)
-    content = _content(body, question, seed, index)
-    for stop in filter(None, _as_list(body.get("stop"))):
-        content = content.partition(stop)[0]
-    reason = "stop"
-    if limit is not None and count_tokens(content) > limit:
-        content, reason = content[: 4 * limit], "length"
-    logprobs = _logprobs(content, body) if body.get("logprobs") else None
-    return Choice(content, [], reason, logprobs)
+class _Maker:
+    """The choices of one answer. `values` is the number of texts that they need."""
 
+    def __init__(self, body: Json, question: str, seed: int) -> None:
+        self.body, self.seed = body, seed
+        self.functions = chosen_functions(body, question)
+        self.count = whole_number(body, "n", MOST_CHOICES) or 1
+        self.values = self.count * max(1, len(self.functions))
+        self.quoted = question[: QUOTED // self.values]
+        self.results = _tool_results(body["messages"])[: QUOTED // self.values]
 
-def _content(body: dict[str, Any], question: str, seed: int, index: int) -> str:
-    question = question[:QUOTED]
-    wanted = body.get("response_format") or {"type": "text"}
-    if wanted["type"] == "json_schema":
-        schema = wanted["json_schema"].get("schema") or {"type": "object"}
-        value = instance(schema, question, f"{seed}:{index}")
+    def choice(self, index: int) -> Choice:
+        limit = token_limit(self.body)
+        if self.functions:
+            calls = [self.call(index, place) for place in range(len(self.functions))]
+            cut = limit is not None and _cut_calls(calls, limit)
+            return Choice(None, calls, "length" if cut else "tool_calls")
+        content, reason = self.content(index), "stop"
+        stop = self.body.get("stop")
+        for end in (stop if isinstance(stop, list) else [stop])[:4]:
+            if end and isinstance(end, str):
+                content = content.partition(end)[0]
+        if limit is not None and count_tokens(content) > limit:
+            content, reason = content[: 4 * limit], "length"
+        wanted = self.body.get("logprobs") is True
+        top = bool(self.body.get("top_logprobs"))
+        return Choice(content, [], reason, logprobs(content, top) if wanted else None)
+
+    def content(self, index: int) -> str:
+        wanted = part(self.body, "response_format", dict)
+        if wanted.get("type") == "json_schema":
+            schema = part(part(wanted, "json_schema", dict), "schema", dict)
+            return self.sample(schema, f"{self.seed}:{index}")
+        drawn = int(digest_of(self.seed, self.quoted, index)[:8], 16)
+        remark = REMARKS[drawn % len(REMARKS)]
+        if wanted.get("type") == "json_object":
+            value = {"question": self.quoted, "answer": remark}
+            return json.dumps(value, ensure_ascii=False)
+        said = f" (the tools said: {self.results})" if self.results else ""
+        return f'On "{self.quoted}": {remark}{said}. This is a canned local answer.'
+
+    def call(self, index: int, place: int) -> Json:
+        """Return a tool call, whose id differs by choice, place and turn."""
+        function, turn = self.functions[place], len(self.body["messages"])
+        name = function["name"]
+        identity = digest_of(self.seed, self.quoted, name, index, place, turn)[:24]
+        arguments = self.sample(part(function, "parameters", dict), str(self.seed))
+        called = {"name": name, "arguments": arguments}
+        return {"id": f"call_{identity}", "type": "function", "function": called}
+
+    def sample(self, schema: Json, seed: str) -> str:
+        schema = schema or {"type": "object"}
+        value = Sample(schema, self.quoted, seed, LARGEST // self.values).make(schema)
         return json.dumps(value, ensure_ascii=False)
-    remark = REMARKS[int(digest_of(seed, question, index)[:8], 16) % len(REMARKS)]
-    if wanted["type"] == "json_object":
-        value = {"question": question, "answer": remark}
-        return json.dumps(value, ensure_ascii=False)
-    results = "; ".join(_tool_results(body["messages"]))
-    said = f" (the tools said: {results})" if results else ""
-    return f'On "{question}": {remark}{said}. This is a canned local answer.'
 
 
-def _tool_call(
-    function: dict[str, Any], question: str, seed: int, place: tuple[int, ...]
-) -> dict[str, Any]:
-    """`place` makes the id unique: choice, call, and turn of the conversation."""
-    schema = function.get("parameters") or {"type": "object"}
-    value = instance(schema, question[:QUOTED], str(seed))
-    arguments = json.dumps(value, ensure_ascii=False)
-    identity = digest_of(seed, question, function["name"], *place)[:24]
-    called = {"name": function["name"], "arguments": arguments}
-    return {"id": f"call_{identity}", "type": "function", "function": called}
+def logprobs(content: str, top: bool) -> Json:
+    """Return an entry for each word. The model has no doubts: each is certain."""
+    tokens = []
+    for word in words(content):
+        encoded = list(word.encode(errors="replace"))
+        token = {"token": word, "logprob": 0.0, "bytes": encoded}
+        tokens.append({**token, "top_logprobs": [token] if top else []})
+    return {"content": tokens, "refusal": None}
 
 
-def _call_tokens(call: dict[str, Any]) -> int:
+def _cost(call: Json) -> int:
     function = call["function"]
     return count_tokens(function["name"]) + count_tokens(function["arguments"])
 
 
-def _cut_calls(calls: list[dict[str, Any]], limit: int) -> bool:
-    """Cuts the arguments of the call in which the limit falls; drops later calls."""
+def _cut_calls(calls: list[Json], limit: int) -> bool:
+    """Cut the arguments of the call in which the limit falls, and drop later calls."""
     for number, call in enumerate(calls):
-        used = _call_tokens(call)
+        used, function = _cost(call), call["function"]
         if used > limit:
-            room = max(0, limit - count_tokens(call["function"]["name"]))
-            call["function"]["arguments"] = call["function"]["arguments"][: 4 * room]
+            room = max(0, limit - count_tokens(function["name"]))
+            function["arguments"] = function["arguments"][: 4 * room]
             del calls[number + 1 :]
             return True
         limit -= used
     return False
 
 
-def chosen_tools(body: dict[str, Any], question: str) -> list[dict[str, Any]]:
-    """The functions that this turn calls, in the order of `tools`.
+def chosen_functions(body: Json, question: str) -> list[Json]:
+    """Return the functions that this turn calls, in the order of `tools`.
 
     A function is called because `tool_choice` says so, or because the question, being
     the last message, names it as a whole word.
     """
-    functions = [tool["function"] for tool in body.get("tools") or ()]
-    choice = body.get("tool_choice") or "auto"
+    functions, choice = functions_of(body), body.get("tool_choice")
     if not functions or choice == "none":
         return []
     if isinstance(choice, dict):
-        name = choice["function"]["name"]
+        name = part(choice, "function", dict).get("name")
         return [f for f in functions if f["name"] == name][:1]
     asked = body["messages"][-1]["role"] == "user" or choice == "required"
-    named = [f for f in functions if asked and _names(question, f["name"])]
+    named = set(re.findall(r"[\w-]+", question)) if asked else set()
+    called = [f for f in functions if f["name"] in named]
     if choice == "required":
-        named = named or functions[:1]
-    return named[:1] if body.get("parallel_tool_calls") is False else named
+        called = called or functions[:1]
+    return called[:1] if body.get("parallel_tool_calls") is False else called
 
 
-def _names(question: str, tool: str) -> bool:
-    return re.search(rf"(?<![\w-]){re.escape(tool)}(?![\w-])", question) is not None
-
-
-def _tool_results(messages: list[dict[str, Any]]) -> list[str]:
-    """The texts of the tool messages after the last assistant message, if any."""
+def _tool_results(messages: list[Json]) -> str:
+    """Return the texts of the tool messages after the last other message."""
     results: list[str] = []
     for message in reversed(messages):
         if message["role"] != "tool":
             break
-        results.insert(0, text_of(message))
-    return results
+        results.append(text_of(message))
+    return "; ".join(reversed(results))
 
 
-def question_of(messages: list[dict[str, Any]]) -> str:
-    """The text of the last user message; without one, of the last message."""
-    for message in reversed(messages):
-        if message["role"] == "user":
-            return text_of(message)
-    return text_of(messages[-1])
+def question_of(messages: list[Json]) -> str:
+    """Return the text of the last user message, or else of the last message."""
+    asked = (m for m in reversed(messages) if m["role"] == "user")
+    return text_of(next(asked, messages[-1]))
 
 
-def text_of(message: dict[str, Any]) -> str:
+def text_of(message: Json) -> str:
+    """Return the text of a message, and of its parts that have any."""
     content = message.get("content")
     if isinstance(content, str):
         return content
-    return "".join(part.get("text", "") for part in content or ())
+    parts = part(message, "content", list)
+    return "".join(part(p, "text", str) for p in parts if isinstance(p, dict))
 
 
 def count_tokens(text: str) -> int:
-    """Four characters are a token, about what English text has at OpenAI."""
+    """Return a token for four characters, about what English text has at OpenAI."""
     return (len(text) + 3) // 4
 
 
-def prompt_tokens(body: dict[str, Any]) -> int:
-    """Four for each message, plus its text, plus the tools as JSON."""
-    messages = body["messages"]
-    tokens = sum(4 + count_tokens(text_of(message)) for message in messages)
+def prompt_tokens(body: Json) -> int:
+    """Return four for each message, plus its text, plus the tools as JSON."""
+    tokens = sum(4 + count_tokens(text_of(m)) for m in body["messages"])
     tools = body.get("tools")
     return tokens + count_tokens(json.dumps(tools)) if tools else tokens
-
-
-def _logprobs(content: str, body: dict[str, Any]) -> dict[str, Any]:
-    """One entry for each word. The model has no doubts: each is certain."""
-    tokens = []
-    for word in words(content):
-        token = {
-            "token": word,
-            "logprob": 0.0,
-            "bytes": list(word.encode(errors="replace")),
-        }
-        top = [dict(token)] if body.get("top_logprobs") else []
-        tokens.append({**token, "top_logprobs": top})
-    return {"content": tokens, "refusal": None}
-
-
-def _as_list(value: str | list[str] | None) -> list[str]:
-    return [value] if isinstance(value, str) else value or []

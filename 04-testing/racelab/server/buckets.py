@@ -11,10 +11,10 @@ from racelab.server.errors import duration, rate_limited, too_large
 from racelab.settings import Settings
 
 
-class Bucket:
-    """Holds at most `burst` units and gains `per_minute` of them a minute.
+class TokenBucket:
+    """A bucket of at most `burst` units that gains `per_minute` of them a minute.
 
-    `now` is always in seconds, of any clock that never goes back.
+    `now` is in seconds, on any clock that never goes back.
     """
 
     def __init__(self, per_minute: float, burst: float | None, now: float) -> None:
@@ -29,63 +29,58 @@ class Bucket:
         self.filled = now
 
     def wait(self, amount: float) -> float:
-        """Seconds until `amount` is there; less than a microsecond is now."""
+        """Return the seconds until `amount` is there, or 0 if under a microsecond."""
         missing = (amount - self.level) * 60 / self.per_minute
         return missing if missing > 1e-6 else 0.0
 
     def take(self, amount: float) -> None:
-        """The level may fall below zero, to minus one burst and no further."""
+        """Lower the level, which may fall to minus one burst."""
         self.level = max(-self.burst, self.level - amount)
 
 
-class Limits:
-    """The two buckets of one key; a limit that is not set has no bucket."""
+class KeyLimits:
+    """The two buckets of one key. A limit that is not set has no bucket."""
 
     def __init__(self, settings: Settings, now: float) -> None:
         self.count_refused = settings.count_refused
-        self.buckets: dict[str, Bucket] = {}
+        self.buckets: dict[str, TokenBucket] = {}
         if settings.rpm is not None:
-            requests = Bucket(settings.rpm, settings.request_burst, now)
-            self.buckets["requests"] = requests
+            bucket = TokenBucket(settings.rpm, settings.request_burst, now)
+            self.buckets["requests"] = bucket
         if settings.tpm is not None:
-            self.buckets["tokens"] = Bucket(settings.tpm, settings.token_burst, now)
+            bucket = TokenBucket(settings.tpm, settings.token_burst, now)
+            self.buckets["tokens"] = bucket
 
     def admit(self, tokens: int, model: str, now: float) -> None:
-        """Takes one request and its tokens, or raises the 429 and takes no tokens.
+        """Take one request and its tokens, or raise the 429 and take no tokens.
 
-        Its `retry-after` is true: who waits that long, while nobody else sends with
-        this key, is let in. So it includes what this very refusal has cost.
+        Its `retry-after` includes what this very refusal has cost, so that a client
+        that waits that long is let in.
         """
-        if not self.buckets:
-            return
         cost = {"requests": 1, "tokens": tokens}
         for bucket in self.buckets.values():
             bucket.refill(now)
-        large = self.buckets.get("tokens")
-        fits = large is None or tokens <= large.burst
-        if fits and not any(b.wait(cost[kind]) for kind, b in self.buckets.items()):
+        if not any(b.wait(cost[kind]) for kind, b in self.buckets.items()):
             for kind, bucket in self.buckets.items():
                 bucket.take(cost[kind])
             return
         self.charge_refusal()
-        if large is not None and not fits:
+        large = self.buckets.get("tokens")
+        if large is not None and tokens > large.burst:
             raise too_large(model, large.burst, tokens)
         waits = {kind: b.wait(cost[kind]) for kind, b in self.buckets.items()}
         kind = max(waits, key=lambda name: waits[name])
-        bucket = self.buckets[kind]
-        used = bucket.per_minute - max(0.0, bucket.level)
-        raise rate_limited(
-            model, kind, bucket.per_minute, used, cost[kind], waits[kind]
-        )
+        rate, level = self.buckets[kind].per_minute, self.buckets[kind].level
+        used = rate - max(0.0, level)
+        raise rate_limited(model, kind, rate, used, cost[kind], waits[kind])
 
     def charge_refusal(self) -> None:
-        """At OpenAI a refused request counts against the limit like any other."""
+        """Take one request, because at OpenAI a refused one counts like any other."""
         if self.count_refused and "requests" in self.buckets:
             self.buckets["requests"].take(1)
 
     def headers(self, now: float) -> Iterator[tuple[str, str]]:
-        """`limit` is per minute; `remaining` is what the bucket holds right now, so
-        never more than the burst; `reset` is the time until it is full again."""
+        """Return the headers. `remaining` is what the bucket holds right now."""
         for kind, bucket in self.buckets.items():
             bucket.refill(now)
             remaining = max(0, math.floor(bucket.level + 1e-6))

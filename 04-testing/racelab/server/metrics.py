@@ -1,20 +1,29 @@
-"""What the server knows of one run, from one reset to the next: a reset starts anew."""
+"""What the server counts from one reset to the next."""
 
 import asyncio
 import time
 from collections import Counter
 
-from racelab.server.buckets import Limits
-from racelab.server.completions import Answer
+from racelab.seeds import digest_of
+from racelab.server.buckets import KeyLimits
+from racelab.server.completions import Completion
 from racelab.settings import Settings, Stats
 
+LONGEST_QUESTION = 2_000  # characters of a question that the counts keep
 
-class Ledger:
+
+def short(question: str) -> str:
+    """Return the question, or the beginning and a digest of a long one."""
+    if len(question) <= LONGEST_QUESTION:
+        return question
+    return f"{question[:LONGEST_QUESTION]}... ({digest_of(question)[:16]})"
+
+
+class Metrics:
     """The counts."""
 
     def __init__(self) -> None:
-        self.began = time.perf_counter()
-        self.cpu_before = time.process_time()
+        self._began, self._cpu_before = time.perf_counter(), time.process_time()
         self.received = self.answered = self.abandoned = 0
         self.connections_opened = self.chunks_sent = 0
         self.in_flight = self.largest_in_flight = 0
@@ -25,9 +34,9 @@ class Ledger:
         self.arrivals: list[float] = []
 
     def arrive(self) -> int:
-        """The number of the call that has just arrived; the first is 1."""
+        """Count a call that has just arrived. Return its number, from 1."""
         self.received += 1
-        self.arrivals.append(round(time.perf_counter() - self.began, 6))
+        self.arrivals.append(round(time.perf_counter() - self._began, 6))
         return self.received
 
     def start(self) -> None:
@@ -37,42 +46,38 @@ class Ledger:
     def finish(self) -> None:
         self.in_flight -= 1
 
-    def bill(self, answer: Answer, share: float = 1.0) -> None:
-        """Tokens are paid once generated, whether or not anybody reads them."""
+    def answer(self, question: str) -> None:
+        self.answered += 1
+        self.answers[short(question)] += 1
+
+    def bill(self, answer: Completion, share: float = 1.0) -> None:
+        """Count the tokens that were generated, even if the client never reads them."""
         self.prompt_tokens += answer.prompt_tokens
         self.completion_tokens += round(answer.completion_tokens * share)
 
     def stats(self, connections_open: int) -> Stats:
-        return Stats(
-            received=self.received,
-            answered=self.answered,
-            abandoned=self.abandoned,
-            refused=dict(self.refused),
-            faults=dict(self.faults),
-            connections_opened=self.connections_opened,
-            connections_open=connections_open,
-            in_flight=self.in_flight,
-            largest_in_flight=self.largest_in_flight,
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.completion_tokens,
-            chunks_sent=self.chunks_sent,
-            answers=dict(self.answers),
-            arrivals=tuple(self.arrivals),
-            cpu_seconds=time.process_time() - self.cpu_before,
-        )
+        counts = {n: v for n, v in vars(self).items() if not n.startswith("_")}
+        for name in ("refused", "faults", "answers"):
+            counts[name] = dict(counts[name])
+        counts["arrivals"] = tuple(self.arrivals)
+        counts["cpu_seconds"] = time.process_time() - self._cpu_before
+        return Stats(**counts, connections_open=connections_open)
 
 
-class Run:
-    """A call belongs to the run in which it arrived, so calls that are still in flight
-    after a reset never disturb the new counts."""
+class Epoch:
+    """The time from one reset to the next.
+
+    A call belongs to the epoch in which it arrived, so calls that are still in flight
+    after a reset never disturb the new counts.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.ledger = Ledger()
-        self.limits: dict[str, Limits] = {}
+        self.metrics = Metrics()
+        self.limits: dict[str, KeyLimits] = {}
         self.over = asyncio.Event()
 
-    def limits_of(self, key: str) -> Limits:
+    def limits_of(self, key: str) -> KeyLimits:
         if key not in self.limits:
-            self.limits[key] = Limits(self.settings, time.perf_counter())
+            self.limits[key] = KeyLimits(self.settings, time.perf_counter())
         return self.limits[key]

@@ -9,7 +9,7 @@ from racelab.settings import FAULTS, BadSetting, Fault, Settings
 
 EPILOG = f"""\
 faults:
-  --fault KIND:WHEN[:WHEN...], as often as you like; the first that fits strikes.
+  --fault KIND:WHEN[:WHEN...], as often as you like. The first that fits applies.
   KIND  {", ".join(FAULTS)}
   WHEN  probability=0.1    one call in ten, the same ones on every run
         calls=3,5          the third and the fifth call
@@ -27,7 +27,7 @@ example:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the whole usage."""
+    """A parser that prints an error in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
@@ -36,7 +36,7 @@ class OneLineParser(argparse.ArgumentParser):
 def parse(
     arguments: Sequence[str], environment: Mapping[str, str] = os.environ
 ) -> tuple[Settings, int]:
-    """The settings and the port. Ends the program with status 2 if one is wrong."""
+    """Return the settings and the port. Exit with status 2 if one is wrong."""
     parser = OneLineParser(
         prog="racelab.server",
         description="A local model server that speaks OpenAI's chat API.",
@@ -46,15 +46,15 @@ def parse(
     )
     add = parser.add_argument
     add("--port", type=port, default=8000, help="0: any free one (default 8000)")
-    add("--latency", type=number, help="mean seconds to an answer (default 0.1)")
-    add("--spread", type=number, help="of the latency, from 0 to 1 (default 0.5)")
-    add("--seed", type=whole, help="other latencies, answers and faults (default 0)")
-    add("--rpm", type=number, help="requests a minute for each key (default: any)")
-    add("--tpm", type=number, help="tokens a minute for each key (default: any)")
-    add("--request-burst", type=number, help="at once (default: rpm / 6)")
-    add("--token-burst", type=number, help="at once (default: tpm / 6)")
+    add("--latency", type=float, help="mean seconds to an answer (default 0.1)")
+    add("--spread", type=float, help="of the latency, from 0 to 1 (default 0.5)")
+    add("--seed", type=int, help="other latencies, answers and faults (default 0)")
+    add("--rpm", type=float, help="requests a minute for each key (default: any)")
+    add("--tpm", type=float, help="tokens a minute for each key (default: any)")
+    add("--request-burst", type=float, help="at once (default: rpm / 6)")
+    add("--token-burst", type=float, help="at once (default: tpm / 6)")
     add("--no-count-refused", dest="count_refused", action="store_false", default=None)
-    add("--chunk-delay", type=number, help="seconds between chunks (default 0.01)")
+    add("--chunk-delay", type=float, help="seconds between chunks (default 0.01)")
     add("--models", type=names, metavar="A,B", help="the only ones (default: any)")
     add("--fault", dest="faults", type=fault, action="append", metavar="KIND:WHEN")
     given = vars(parser.parse_args(arguments))
@@ -69,20 +69,6 @@ def parse(
     return settings, chosen
 
 
-def number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a number") from None
-
-
-def whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number") from None
-
-
 def port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r}: must be from 0 to 65535")
@@ -94,23 +80,23 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def fault(text: str) -> Fault:
-    """`503:probability=0.1:retry_after=2`, `hang:calls=3,5`, `cut:question=Paris`."""
+    """Read a fault such as `503:probability=0.1:retry_after=2` or `hang:calls=3,5`."""
     kind, _, rest = text.partition(":")
     values: dict[str, Any] = {}
-    while rest:
-        name, _, value = rest.partition("=")
-        if name == "question":
-            values[name], rest = value, ""
-            continue
-        value, _, rest = value.partition(":")
-        if name == "calls":
-            values[name] = tuple(whole(call) for call in value.split(","))
-        elif name in ("probability", "retry_after"):
-            values[name] = number(value)
-        else:
-            allowed = "probability=, calls=, retry_after= or question="
-            raise argparse.ArgumentTypeError(f"{name!r} in {text!r}: must be {allowed}")
     try:
+        while rest:
+            name, _, value = rest.partition("=")
+            if name == "question":
+                values[name], rest = value, ""
+                continue
+            value, _, rest = value.partition(":")
+            if name == "calls":
+                values[name] = tuple(int(call) for call in value.split(","))
+            elif name in ("probability", "retry_after"):
+                values[name] = float(value)
+            else:
+                allowed = "probability=, calls=, retry_after= or question="
+                raise ValueError(f"{name!r}: must be {allowed}")
         return Fault(kind, **values)
-    except BadSetting as error:
+    except ValueError as error:  # a BadSetting is one
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None

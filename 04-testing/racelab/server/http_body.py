@@ -1,4 +1,4 @@
-"""HTTP bodies and headers: what is read from a request and sent with every answer."""
+"""HTTP bodies, and the headers of every answer."""
 
 import asyncio
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from racelab.server.errors import Refusal, body_missing, body_too_large, not_json
+from racelab.server.errors import ApiError, not_json
 
 LARGEST_BODY = 4 * 1024 * 1024  # bytes
 BODY_TIMEOUT = 10.0  # seconds until a request's whole body must be there
@@ -16,7 +16,7 @@ BODY_TIMEOUT = 10.0  # seconds until a request's whole body must be there
 def headers_of(
     seconds: float = 0.0, content_type: str = "application/json"
 ) -> dict[str, str]:
-    """The headers of every answer, which took so many seconds."""
+    """Return the headers of an answer that took `seconds`."""
     return {
         "content-type": content_type,
         "openai-version": "2020-10-01",
@@ -25,24 +25,26 @@ def headers_of(
     }
 
 
-def refused(refusal: Refusal, headers: dict[str, str]) -> web.Response:
-    body = json.dumps({"error": refusal.error}).encode()
-    headers = {**headers, **refusal.headers}
-    return web.Response(body=body, status=refusal.status, headers=headers)
+def error_response(error: ApiError, headers: dict[str, str]) -> web.Response:
+    body = json.dumps({"error": error.error}).encode()
+    headers = {**headers, **error.headers}
+    return web.Response(body=body, status=error.status, headers=headers)
 
 
 async def whole_body(request: web.BaseRequest) -> bytes:
+    large = f"Request body too large: at most {LARGEST_BODY} bytes are accepted."
     if (request.content_length or 0) > LARGEST_BODY:
-        raise body_too_large(LARGEST_BODY)
+        raise ApiError(413, large)
     try:
         if request.content.is_eof():  # all of it is here
             return await request.read()
         async with asyncio.timeout(BODY_TIMEOUT):
             return await request.read()
     except web.HTTPRequestEntityTooLarge:
-        raise body_too_large(LARGEST_BODY) from None
+        raise ApiError(413, large) from None
     except TimeoutError:
-        raise body_missing(BODY_TIMEOUT) from None
+        late = f"The body was not there after {BODY_TIMEOUT:g} seconds."
+        raise ApiError(408, late) from None
     except web.RequestPayloadError:
         raise not_json() from None
 

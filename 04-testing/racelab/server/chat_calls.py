@@ -1,0 +1,182 @@
+"""One chat request, from its arrival to the last byte of its answer."""
+
+import asyncio
+import json
+import socket
+import struct
+import sys
+import time
+from typing import Any
+
+from aiohttp import web
+
+from racelab.server import errors
+from racelab.server.answers import answer_to, latency_of
+from racelab.server.buckets import KeyLimits
+from racelab.server.chat_requests import chat_request, part, token_limit
+from racelab.server.completions import Completion
+from racelab.server.errors import ApiError
+from racelab.server.http_body import error_response, headers_of, whole_body
+from racelab.server.metrics import Epoch
+
+SERVER_SENT_EVENTS = "text/event-stream; charset=utf-8"
+SLOW = 10  # times as long, under the fault of that name
+NO_LINGER = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+
+
+class ChatCall:
+    """One request to /v1/chat/completions.
+
+    `made` is the share of its answer that exists already, which is billed even if the
+    client has gone.
+    """
+
+    def __init__(self, request: web.BaseRequest, epoch: Epoch) -> None:
+        self.arrived = time.perf_counter()
+        self.request, self.epoch = request, epoch
+        self.settings, self.metrics = epoch.settings, epoch.metrics
+        self.number = epoch.metrics.arrive()
+        self.limits: KeyLimits | None = None
+        self.body: dict[str, Any] = {}
+        self.made = 0.0
+
+    async def respond(self) -> web.StreamResponse:
+        try:
+            answer = await self.accept()
+            fault = self.inject(answer.question)
+        except ApiError as error:
+            self.metrics.refused[str(error.status)] += 1
+            return error_response(error, self.headers())
+        except asyncio.CancelledError:  # the client has gone before it had said all
+            self.metrics.abandoned += 1
+            raise
+        self.metrics.start()
+        try:
+            return await self.work(answer, fault)
+        except asyncio.CancelledError:  # the client has gone
+            self.abandon(answer, fault)
+            raise
+        except ConnectionError:  # it went while we wrote
+            self.abandon(answer, fault)
+            return web.Response()
+        finally:
+            self.metrics.finish()
+
+    async def accept(self) -> Completion:
+        """Return the answer to send, or raise an `ApiError`."""
+        given = self.request.headers.get("authorization")
+        key = errors.key_of(given, self.settings.api_key)
+        self.limits = self.epoch.limits_of(key)
+        try:
+            errors.only_allow("POST", self.request.method)
+            self.body = chat_request(await whole_body(self.request), self.settings)
+            answer = answer_to(self.body, self.settings.seed)
+        except ApiError:
+            self.limits.charge_refusal()
+            raise
+        limit = token_limit(self.body)
+        most = limit * len(answer.choices) if limit else answer.completion_tokens
+        tokens = answer.prompt_tokens + most
+        self.limits.admit(tokens, answer.model, time.perf_counter())
+        return answer
+
+    def inject(self, question: str) -> str:
+        """Return the kind of fault that hits this call, or "". Raise a status."""
+        fault = self.settings.fault_for(self.number, question)
+        if fault is None:
+            return ""
+        self.metrics.faults[fault.kind] += 1
+        if fault.kind in ("500", "503", "429"):
+            raise errors.injected_error(fault.kind, fault.retry_after)
+        return fault.kind
+
+    async def work(self, answer: Completion, fault: str) -> web.StreamResponse:
+        """Take as long as a model would, then answer."""
+        if fault == "hang":
+            await self.epoch.over.wait()
+            message = "The local server was reset while this request was hanging."
+            error = errors.overloaded(message, None, {"x-should-retry": "false"})
+            return error_response(error, self.headers())
+        if fault == "reset":
+            return self.break_off(reset=True)
+        slower = SLOW if fault == "slow" else 1
+        if self.body.get("stream") is True:
+            return await self.stream(answer, fault, slower)
+        self.made = 1.0
+        await asyncio.sleep(slower * latency_of(answer.question, self.settings))
+        whole = json.dumps(answer.body(self.number, int(time.time()))).encode()
+        body = whole[: len(whole) // 2] if fault in ("cut", "malformed") else whole
+        promised = len(whole) if fault == "cut" else len(body)
+        headers = {**self.headers(), "content-length": str(promised)}
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(self.request)
+        return await self.finish(response, body, answer, fault)
+
+    async def stream(
+        self, answer: Completion, fault: str, slower: int
+    ) -> web.StreamResponse:
+        await asyncio.sleep(latency_of(answer.question, self.settings))
+        response = web.StreamResponse(headers=self.headers(SERVER_SENT_EVENTS))
+        await response.prepare(self.request)
+        frame = answer.frame("chat.completion.chunk", self.number, int(time.time()))
+        options = part(self.body, "stream_options", dict)
+        usage = {"usage": None} if options.get("include_usage") is True else {}
+        chunks = list(answer.chunks())
+        for position, chunk in enumerate(chunks):
+            if position:
+                await asyncio.sleep(slower * self.settings.chunk_delay)
+            event = json.dumps({**frame, **usage, "choices": [chunk]}).encode()
+            if position == len(chunks) // 2:
+                if fault == "cut":
+                    self.metrics.bill(answer, self.made)
+                    return self.break_off()
+                if fault == "malformed":
+                    event = event[: len(event) // 2]
+            await response.write(b"data: %b\n\n" % event)
+            self.metrics.chunks_sent += 1
+            self.made = (position + 1) / len(chunks)
+        end = b"data: [DONE]\n\n"
+        if usage:
+            last = {**frame, "choices": [], "usage": answer.usage()}
+            end = b"data: %b\n\n" % json.dumps(last).encode() + end
+        return await self.finish(response, end, answer, fault)
+
+    async def finish(
+        self, response: web.StreamResponse, end: bytes, answer: Completion, fault: str
+    ) -> web.StreamResponse:
+        """Send the end of the answer, bill it, and count it if it is a good one."""
+        if fault == "cut":
+            await response.write(end)
+            self.metrics.bill(answer)
+            return self.break_off()
+        await response.write_eof(end)
+        self.metrics.bill(answer)
+        if fault != "malformed":
+            self.metrics.answer(answer.question)
+        return response
+
+    def abandon(self, answer: Completion, fault: str) -> None:
+        """Count a client that has gone, unless a fault has spoiled its call already."""
+        if fault in ("", "slow"):
+            self.metrics.abandoned += 1
+        if fault != "hang":
+            self.metrics.bill(answer, self.made)
+
+    def break_off(self, reset: bool = False) -> web.StreamResponse:
+        """End the connection: in good order, or with a reset (TCP RST).
+
+        aiohttp finds it closed and drops the response that it is given.
+        """
+        if (transport := self.request.transport) is not None:
+            if reset:
+                connection = transport.get_extra_info("socket")
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+            transport.abort() if reset else transport.close()
+        return web.Response()
+
+    def headers(self, content_type: str = "application/json") -> dict[str, str]:
+        now = time.perf_counter()
+        headers = headers_of(now - self.arrived, content_type)
+        if self.limits is not None:
+            headers.update(self.limits.headers(now))
+        return headers
