@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from racelab import Ask
 from racelab.explore import cancel_everywhere
-from racelab.explore.search import Report
+from racelab.explore.search import SearchResult
 
 TOOLS = {"search", "shell"}
 
@@ -32,7 +32,9 @@ async def tidy(free: set[str], ask: Ask) -> str:
         free.add(tool)
 
 
-def cancelled_everywhere(code: Callable[[set[str], Ask], Awaitable[str]]) -> Report:
+def cancelled_everywhere(
+    code: Callable[[set[str], Ask], Awaitable[str]],
+) -> SearchResult:
     free: set[str] = set()
 
     async def run(ask: Ask) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from racelab import Ask
 from racelab.explore import fail_everywhere
-from racelab.explore.search import Report
+from racelab.explore.search import SearchResult
 
 TASKS = ["press", "video", "logo"]
 Work = Callable[[list[str], list[str], Ask], Awaitable[None]]
@@ -34,7 +34,7 @@ async def careful(todo: list[str], done: list[str], ask: Ask) -> None:
         done.append(todo.pop(0))  # both lists change in one step
 
 
-def failed_everywhere(work: Work) -> Report:
+def failed_everywhere(work: Work) -> SearchResult:
     todo: list[str] = []
     done: list[str] = []
 

@@ -71,6 +71,6 @@ def test_a_failing_watch_is_what_all_see() -> None:
 def test_an_agent_that_never_asks_is_said_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(barrier, "PATIENCE", 0.05)
+    monkeypatch.setattr(barrier, "ASK_TOGETHER_TIMEOUT", 0.05)
     with pytest.raises(NotTogether, match="not all of 2 agents asked"):
         ask_together(str.upper, 2)("alone")

@@ -12,8 +12,8 @@ import pytest
 
 from racelab import Watchdog, watchdog
 
-NEVER = 3600.0  # seconds of patience
-LONG_ENOUGH = 0.2  # seconds of patience: by then all have come to where they wait
+NEVER = 3600.0  # seconds
+LONG_ENOUGH = 0.2  # seconds without progress: by then all have come to where they wait
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def deadlock(dog: Watchdog) -> Iterator[None]:
 
 
 def test_a_deadlock_of_threads_is_shown_in_the_readers_own_lines() -> None:
-    dog = Watchdog(nothing_moves, patience=LONG_ENOUGH)
+    dog = Watchdog(nothing_moves, stuck_after=LONG_ENOUGH)
     with deadlock(dog):
         scout, critic = dog.watch()
         threads = [t for t in threading.enumerate() if t.name in ("scout", "critic")]
@@ -70,7 +70,7 @@ def test_a_deadlock_of_threads_is_shown_in_the_readers_own_lines() -> None:
 
 
 def test_a_team_that_finishes_takes_no_patience() -> None:
-    dog = Watchdog(nothing_moves, patience=NEVER)
+    dog = Watchdog(nothing_moves, stuck_after=NEVER)
     done: list[str] = []
     dog.start("scout", done.append, "scout")
     dog.start("critic", done.append, "critic")
@@ -79,13 +79,13 @@ def test_a_team_that_finishes_takes_no_patience() -> None:
 
 
 def test_nobody_to_watch_is_nobody_who_hangs() -> None:
-    assert Watchdog(nothing_moves, patience=NEVER).watch() == []
+    assert Watchdog(nothing_moves, stuck_after=NEVER).watch() == []
 
 
 def test_progress_begins_the_patience_anew() -> None:
     """A hundred looks at something new, then two at the same: 0.002 s of patience."""
     go_on, looks = threading.Event(), itertools.count()
-    dog = Watchdog(lambda: min(next(looks), 100), patience=0.002)
+    dog = Watchdog(lambda: min(next(looks), 100), stuck_after=0.002)
     dog.start("scout", go_on.wait)
     assert len(dog.watch()) == 1
     assert next(looks) == 103
@@ -101,7 +101,7 @@ def test_an_import_is_progress(monkeypatch: pytest.MonkeyPatch) -> None:
         if (look := next(looks)) < 50:
             monkeypatch.setitem(sys.modules, f"imported_{look}", sys)
 
-    dog = Watchdog(imports, patience=0.002)
+    dog = Watchdog(imports, stuck_after=0.002)
     dog.start("scout", go_on.wait)
     assert len(dog.watch()) == 1
     assert 52 <= next(looks) <= 54
@@ -122,7 +122,7 @@ def test_one_who_finishes_is_progress_and_no_longer_told() -> None:
             scout_may_end.set()
             join("scout")
 
-    dog = Watchdog(scout_ends_at_the_second_look, patience=0.002)
+    dog = Watchdog(scout_ends_at_the_second_look, stuck_after=0.002)
     dog.start("scout", scout_may_end.wait)
     dog.start("critic", go_on.wait)
     (row,) = dog.watch()
@@ -134,7 +134,7 @@ def test_one_who_finishes_is_progress_and_no_longer_told() -> None:
 
 def test_what_a_thread_raises_is_raised_at_once() -> None:
     go_on = threading.Event()
-    dog = Watchdog(nothing_moves, patience=NEVER)
+    dog = Watchdog(nothing_moves, stuck_after=NEVER)
 
     def fails() -> None:
         raise ConnectionError("no server")
@@ -149,7 +149,7 @@ def test_what_a_thread_raises_is_raised_at_once() -> None:
 
 def test_outside_of_the_readers_code_the_function_is_told() -> None:
     go_on = threading.Event()
-    dog = Watchdog(nothing_moves, patience=LONG_ENOUGH)
+    dog = Watchdog(nothing_moves, stuck_after=LONG_ENOUGH)
     dog.start("scout", go_on.wait)
     assert dog.watch() == ["scout stands at wait() in threading.py"]
     go_on.set()
@@ -157,7 +157,7 @@ def test_outside_of_the_readers_code_the_function_is_told() -> None:
 
 
 def test_a_long_line_is_cut() -> None:
-    dog = Watchdog(nothing_moves, patience=LONG_ENOUGH)
+    dog = Watchdog(nothing_moves, stuck_after=LONG_ENOUGH)
     event_of_a_very_long_name = SimpleNamespace(that_nobody_sets=threading.Event())
 
     def waits() -> None:
@@ -171,7 +171,7 @@ def test_a_long_line_is_cut() -> None:
 
 
 async def test_waiting_tasks_stand_where_they_await_however_deep() -> None:
-    slot, dog = asyncio.Semaphore(1), Watchdog(nothing_moves, patience=LONG_ENOUGH)
+    slot, dog = asyncio.Semaphore(1), Watchdog(nothing_moves, stuck_after=LONG_ENOUGH)
 
     async def ask() -> None:
         async with slot:
@@ -195,7 +195,7 @@ async def test_waiting_tasks_stand_where_they_await_however_deep() -> None:
 
 def test_a_frozen_loop_stands_where_its_running_task_does() -> None:
     lock, begun = threading.Lock(), threading.Event()
-    dog = Watchdog(nothing_moves, patience=LONG_ENOUGH)
+    dog = Watchdog(nothing_moves, stuck_after=LONG_ENOUGH)
 
     def enter() -> None:
         begun.set()
@@ -222,7 +222,7 @@ def test_a_frozen_loop_stands_where_its_running_task_does() -> None:
 
 
 async def test_a_finished_task_is_not_told_whatever_its_end() -> None:
-    dog = Watchdog(nothing_moves, patience=NEVER)
+    dog = Watchdog(nothing_moves, stuck_after=NEVER)
 
     async def fails() -> None:
         raise ConnectionError("no server")

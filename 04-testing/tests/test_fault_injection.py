@@ -8,9 +8,9 @@ import pytest
 
 from racelab import Ask
 from racelab.explore import cancel_everywhere, fail_everywhere
-from racelab.explore.search import Report
+from racelab.explore.search import SearchResult
 
-Run = Callable[[Ask], Coroutine[Any, Any, Any]]
+Program = Callable[[Ask], Coroutine[Any, Any, Any]]
 SLOTS = 2
 AGENTS = 4
 
@@ -38,7 +38,7 @@ def all_slots_are_free() -> bool:
     return pools[-1].free == SLOTS
 
 
-def team(agent: Callable[[Pool, Ask], Coroutine[Any, Any, object]]) -> Run:
+def team(agent: Callable[[Pool, Ask], Coroutine[Any, Any, object]]) -> Program:
     async def run(ask: Ask) -> None:
         pools[:] = [Pool()]
         calls = (agent(pools[-1], ask) for _ in range(AGENTS))
@@ -85,7 +85,7 @@ def test_a_slot_that_leaks_when_cancelled_is_found_at_its_line() -> None:
     assert report.kind == "invariant"
     assert report.failing is not None
     assert report.failing.startswith(("leaks-", "main@"))
-    assert "cancelled at test_schedule_everywhere.py:" in report.timeline
+    assert "cancelled at test_fault_injection.py:" in report.timeline
     again = f"cancel_everywhere(run, invariant, only='{report.failing}', ...)"
     assert str(report).splitlines()[-1] == again
 
@@ -93,15 +93,15 @@ def test_a_slot_that_leaks_when_cancelled_is_found_at_its_line() -> None:
 def test_a_window_of_one_turn_is_found() -> None:
     report = cancel_everywhere(team(leaks_in_between), all_slots_are_free)
     assert report.kind == "invariant"
-    assert "(await asyncio.sleep(0)" in report.timeline
+    assert "  await asyncio.sleep(0)" in report.timeline
 
 
 def test_one_point_can_be_repeated_alone() -> None:
     found = cancel_everywhere(team(leaks), all_slots_are_free)
     again = cancel_everywhere(team(leaks), all_slots_are_free, only=found.failing)
-    assert (again.runs, again.says, again.timeline) == (
+    assert (again.runs, again.message, again.timeline) == (
         1,
-        found.says,
+        found.message,
         found.timeline,
     )
 
@@ -146,7 +146,7 @@ def test_a_bug_in_the_handler_of_a_failure_is_flagged() -> None:
 
     report = fail_everywhere(has_a_bug, all_slots_are_free)
     assert (report.kind, report.failing) == ("exception", "1")
-    assert "LookupError: no such key" in report.says
+    assert "LookupError: no such key" in report.message
 
 
 def test_a_deadlock_after_a_cancellation_is_found() -> None:
@@ -167,7 +167,7 @@ def test_a_deadlock_after_a_cancellation_is_found() -> None:
 
     report = cancel_everywhere(run, all_slots_are_free)
     assert report.kind == "deadlock"
-    assert "second-1 at test_schedule_everywhere.py" in report.says
+    assert "second-1 at test_fault_injection.py" in report.message
 
 
 def test_only_calls_that_are_made_are_counted() -> None:
@@ -201,6 +201,6 @@ def test_no_run_is_cancelled_before_it_has_begun() -> None:
 
 
 @pytest.mark.parametrize("search", [cancel_everywhere, fail_everywhere])
-def test_both_are_the_same_on_each_run(search: Callable[..., Report]) -> None:
+def test_both_are_the_same_on_each_run(search: Callable[..., SearchResult]) -> None:
     first, second = (search(team(leaks), all_slots_are_free) for _ in range(2))
     assert str(first) == str(second)

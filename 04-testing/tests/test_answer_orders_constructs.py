@@ -15,7 +15,7 @@ from racelab import Ask
 from racelab.explore import explore, replay
 
 Log = list[str]
-Run = Callable[[Ask], Coroutine[Any, Any, Log]]
+Program = Callable[[Ask], Coroutine[Any, Any, Log]]
 
 
 async def agent(name: str, ask: Ask, log: Log, calls: int = 1) -> None:
@@ -229,7 +229,7 @@ async def with_busy_waiting(ask: Ask) -> Log:
     return log
 
 
-ORDERS: dict[Run, tuple[int, str]] = {  # how many, and the last of them
+ORDERS: dict[Program, tuple[int, str]] = {  # how many, and the last of them
     with_task_group: (6, "c#1 b#1 a#1"),
     with_gather: (6, "agent-3#1 agent-2#1 agent-1#1"),
     with_wait: (6, "agent-3#1 agent-2#1 agent-1#1"),
@@ -251,7 +251,7 @@ ORDERS: dict[Run, tuple[int, str]] = {  # how many, and the last of them
 
 
 @pytest.mark.parametrize("run", ORDERS)
-def test_the_same_orders_on_every_python(run: Run) -> None:
+def test_the_same_orders_on_every_python(run: Program) -> None:
     orders, _ = ORDERS[run]
     report = explore(run)
     assert (report.runs, report.exhausted) == (orders, True)
@@ -259,7 +259,7 @@ def test_the_same_orders_on_every_python(run: Run) -> None:
 
 
 @pytest.mark.parametrize("run", ORDERS)
-def test_the_same_schedule_fails_on_every_python_and_replays(run: Run) -> None:
+def test_the_same_schedule_fails_on_every_python_and_replays(run: Program) -> None:
     """Whatever comes out last, and in no order before, is forbidden."""
     orders, last = ORDERS[run]
     logs = list[Log]()

@@ -21,16 +21,16 @@ from racelab import Ask, Timeline
 from racelab.explore import explore, for_every_order, replay
 from racelab.explore.answer_orders import follow
 from racelab.explore.clock import CannotControl
-from racelab.explore.controlled_loop import World
+from racelab.explore.controlled_loop import ControlledLoop
 from racelab.explore.search import (
     CannotReplay,
+    Choose,
     LeftBehind,
     NotTheSame,
-    Pick,
     random_orders,
 )
 
-Run = Callable[[Ask], Coroutine[Any, Any, Any]]
+Program = Callable[[Ask], Coroutine[Any, Any, Any]]
 THREE_AGENTS = {"agents": ("plan", "cache", "code")}
 
 
@@ -117,15 +117,15 @@ def test_all_is_only_said_if_all_were_tried() -> None:
 
 def test_a_failure_is_drawn_with_its_lines_and_how_to_replay_it() -> None:
     report = explore(lost_update, both_kept, agents=())
-    here = "test_schedule.py"
+    here = "test_answer_orders.py"
     line = lost_update.__code__.co_firstlineno + 5
     assert str(report) == (
         "the invariant does not hold for 1\n"
-        " step  agent-1                      agent-2\n"
+        " step  agent-1                           agent-2\n"
         f"    0  asks #1 {here}:{line}\n"
-        f"    0                               asks #1 {here}:{line}\n"
+        f"    0                                    asks #1 {here}:{line}\n"
         "    1  got #1\n"
-        "    2                               got #1\n"
+        "    2                                    got #1\n"
         "replay(run, 'agent-1#1', ...)"
     )
 
@@ -155,7 +155,7 @@ def test_an_assertion_in_the_run_is_a_failed_invariant() -> None:
 
     report = explore(run)
     assert report.kind == "invariant"
-    assert "an update was lost" in report.says
+    assert "an update was lost" in report.message
 
 
 def test_an_invariant_may_assert() -> None:
@@ -178,7 +178,10 @@ def test_an_exception_is_told_with_its_line() -> None:
     report = explore(run)
     assert report.kind == "exception"
     line = agent.__code__.co_firstlineno + 2
-    assert f"raises LookupError: no such tool, test_schedule.py:{line}" in report.says
+    assert (
+        f"raises LookupError: no such tool, test_answer_orders.py:{line}"
+        in report.message
+    )
 
 
 def test_a_deadlock_is_told_with_who_waits_where() -> None:
@@ -197,12 +200,12 @@ def test_a_deadlock_is_told_with_who_waits_where() -> None:
 
     report = explore(run)
     assert report.kind == "deadlock"
-    headline, critic, main, scout = report.says.splitlines()
+    headline, critic, main, scout = report.message.splitlines()
     assert headline == "deadlock: all wait for each other"
-    assert critic.startswith("critic at test_schedule.py:")
-    assert critic.endswith("(async with other:)")
-    assert main.endswith("(async with asyncio.TaskGroup() as team:)")
-    assert scout.endswith("(async with other:)")
+    assert critic.startswith("critic at test_answer_orders.py:")
+    assert critic.endswith("  async with other:")
+    assert main.endswith("  async with asyncio.TaskGroup() as team:")
+    assert scout.endswith("  async with other:")
 
 
 def test_a_run_without_end_is_a_livelock() -> None:
@@ -218,9 +221,11 @@ def test_a_run_without_end_is_a_livelock() -> None:
         while True:  # noqa: ASYNC110 - the point
             await asyncio.sleep(1)
 
-    assert explore(asks_again, steps=50).says == "livelock: no end after 50 steps"
-    assert explore(beats, steps=50).kind == "livelock"
-    assert "(await asyncio.sleep(0))" in explore(spins).says
+    assert (
+        explore(asks_again, max_steps=50).message == "livelock: no end after 50 steps"
+    )
+    assert explore(beats, max_steps=50).kind == "livelock"
+    assert "await asyncio.sleep(0)" in explore(spins).message
 
 
 def test_a_timeout_may_come_before_the_answer_or_after_it() -> None:
@@ -248,7 +253,7 @@ def test_a_bound_that_was_reached_is_said() -> None:
         await ask("?")
         heart.cancel()
 
-    assert str(explore(run, late=2)) == (
+    assert str(explore(run, max_timer_delay=2)) == (
         "all 3 orders hold, as long as no answer comes more than 2 timers late"
     )
 
@@ -263,16 +268,16 @@ def test_an_answer_is_what_the_caller_wants_or_raises() -> None:
     def fails(question: str) -> str:
         raise ConnectionError(question)
 
-    assert "ConnectionError: Well?" in explore(run, answer=fails).says
+    assert "ConnectionError: Well?" in explore(run, answer=fails).message
 
 
 # Names
 
 
-def names(run: Run, **options: Any) -> str:
-    played = World(run, **options)
-    with played.only_asyncio():
-        return " ".join(played.play(lambda choices: choices[0]).schedule)
+def names(run: Program, **options: Any) -> str:
+    loop = ControlledLoop(run, **options)
+    with loop.only_asyncio():
+        return " ".join(loop.execute(lambda choices: choices[0]).schedule)
 
 
 async def asks_in_several_ways(ask: Ask, timeline: object = None) -> None:
@@ -391,17 +396,17 @@ def test_random_orders_are_the_same_for_the_same_seed() -> None:
     assert logs(1)[:2] == ["cbcbaa", "cbcaba"]  # on every Python
 
 
-def test_a_strategy_is_a_pick_for_each_run() -> None:
+def test_a_strategy_is_a_choice_function_for_each_run() -> None:
     """PCT: the agent of the highest priority goes first, but for a few random steps."""
 
-    def pct(changes: int, length: int, seed: int) -> Iterator[Pick]:
+    def pct(changes: int, length: int, seed: int) -> Iterator[Choose]:
         for number in itertools.count():
             rng = random.Random(f"{seed}:{number}")
             priorities: dict[str, float] = {}
             at = rng.sample(range(length), changes)
             places = itertools.count()
 
-            def pick(
+            def choose(
                 choices: list[str],
                 rng: random.Random = rng,
                 priorities: dict[str, float] = priorities,
@@ -415,7 +420,7 @@ def test_a_strategy_is_a_pick_for_each_run() -> None:
                     priorities[best.partition("#")[0]] = -rng.random()
                 return best
 
-            yield pick
+            yield choose
 
     async def run(ask: Ask) -> str:
         return "".join(await steps(ask, "abc", 4))
@@ -497,7 +502,7 @@ def test_the_rare_order_is_found_and_its_fix_proven_with_merging() -> None:
 # Merging
 
 
-def program(seed: int) -> tuple[Run, Callable[[], Any]]:
+def program(seed: int) -> tuple[Program, Callable[[], Any]]:
     """A small random program of two or three agents that share two numbers."""
     rng = random.Random(seed)
     length = rng.choice([2, 2, 2, 2, 2, 3])
@@ -591,7 +596,7 @@ shared: dict[str, int] = {}
 
 
 @pytest.mark.parametrize("run", [one_waits_for_what_nobody_does, one_sleeps_too_long])
-def test_who_waits_where_and_until_when_is_part_of_a_state(run: Run) -> None:
+def test_who_waits_where_and_until_when_is_part_of_a_state(run: Program) -> None:
     plain = explore(run)
     merged = explore(run, state=lambda: tuple(shared.values()))
     assert (merged.kind, merged.holds) == (plain.kind, False)
@@ -602,7 +607,7 @@ def test_only_the_search_of_every_order_can_merge() -> None:
         explore(lost_update, state=lambda: 0, strategy=random_orders())
 
 
-# The wider mode
+# Any task that can run
 
 
 async def race_in_turns_alone(ask: Ask) -> int:
@@ -619,17 +624,19 @@ async def race_in_turns_alone(ask: Ask) -> int:
     return box.value
 
 
-def test_the_wider_mode_finds_windows_made_of_turns_alone() -> None:
+def test_permuting_the_ready_queue_finds_windows_of_turns() -> None:
     assert str(explore(race_in_turns_alone, both_kept)) == "all 1 orders hold"
-    found = explore(race_in_turns_alone, both_kept, wider=True)
+    found = explore(race_in_turns_alone, both_kept, permute_ready_queue=True)
     assert found.kind == "invariant"
-    assert "wider" in str(found)
+    assert "permute_ready_queue" in str(found)
     assert found.failing is not None
-    again = replay(race_in_turns_alone, found.failing, both_kept, wider=True)
+    again = replay(
+        race_in_turns_alone, found.failing, both_kept, permute_ready_queue=True
+    )
     assert again.kind == "invariant"
 
 
-def test_the_wider_mode_says_that_it_may_flag_first_in_first_out() -> None:
+def test_permuting_says_that_it_may_flag_first_in_first_out() -> None:
     async def run(ask: Ask) -> list[int]:
         log = list[int]()
 
@@ -640,16 +647,16 @@ def test_the_wider_mode_says_that_it_may_flag_first_in_first_out() -> None:
         return log
 
     assert explore(run, lambda log: log == [0, 1]).holds
-    report = explore(run, lambda log: log == [0, 1], wider=True)
+    report = explore(run, lambda log: log == [0, 1], permute_ready_queue=True)
     assert report.kind == "invariant"
     assert "first in, first out" in str(report)
-    assert str(explore(run, wider=True)).startswith("all 2 orders hold")
+    assert str(explore(run, permute_ready_queue=True)).startswith("all 2 orders hold")
 
 
 # Nothing is left, nothing leaves
 
 
-def swallows(times: int) -> Run:
+def swallows(times: int) -> Program:
     async def run(ask: Ask) -> None:
         async def stubborn() -> None:
             for _ in range(times):
@@ -763,14 +770,16 @@ def test_a_task_that_swallows_cancellation_is_stopped_all_the_same(times: int) -
 
 
 def test_a_task_that_cannot_be_stopped_is_a_clear_error() -> None:
-    with pytest.raises(LeftBehind, match=r"cannot be stopped: stubborn at test_sched"):
+    with pytest.raises(
+        LeftBehind, match=r"cannot be stopped: stubborn at test_answer_orders"
+    ):
         explore(swallows(10_000))
 
 
 def test_a_task_that_spins_when_it_is_cancelled_is_a_clear_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("racelab.explore.controlled_loop.SPINS", 10)
+    monkeypatch.setattr("racelab.explore.controlled_loop.MAX_TURNS", 10)
 
     async def run(ask: Ask) -> None:
         async def spins() -> None:
@@ -855,7 +864,7 @@ warm: list[ThreadPoolExecutor] = []
         (by_a_pipe_and_swallowed, "a socket or pipe"),
     ],
 )
-def test_what_cannot_be_controlled_is_refused(run: Run, what: str) -> None:
+def test_what_cannot_be_controlled_is_refused(run: Program, what: str) -> None:
     with ThreadPoolExecutor(1) as pool:
         pool.submit(int).result()
         warm[:] = [pool]
