@@ -5,7 +5,6 @@ import contextvars
 import math
 import random
 import threading
-import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -20,14 +19,6 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def test_an_hour_of_backoff_takes_no_time() -> None:
-    before = time.monotonic()
-    for attempt in range(6):
-        await asyncio.sleep(60 * 2**attempt)
-    assert now() == 60 * 63
-    assert time.monotonic() - before < 60  # it would be an hour
-
-
 async def test_time_is_exact_to_the_float() -> None:
     loop, rang = asyncio.get_running_loop(), []
     numbers = random.Random(1)
@@ -38,14 +29,6 @@ async def test_time_is_exact_to_the_float() -> None:
     await asyncio.sleep(3e15)
     assert rang == [(when, when) for when in sorted(whens)]
     assert now() == 3e15
-
-
-async def test_steps_add_up_as_floats_do() -> None:
-    wanted = 0.0
-    for _ in range(1000):
-        await asyncio.sleep(0.1)
-        wanted += 0.1
-    assert now() == wanted
 
 
 async def test_timers_of_the_same_moment_go_off_in_the_order_they_were_set() -> None:
@@ -135,35 +118,6 @@ class TestInAClass:
         assert letter in "ab"
 
 
-def run_and_trace() -> list[tuple[float, str]]:
-    trace = list[tuple[float, str]]()
-
-    async def agent(name: str, pace: float) -> None:
-        for _ in range(20):
-            await asyncio.sleep(pace)
-            trace.append((now(), name))
-
-    async def main() -> None:
-        async with asyncio.TaskGroup() as team:
-            for name, pace in (("scout", 0.1), ("critic", 0.3), ("writer", 0.1)):
-                team.create_task(agent(name, pace))
-
-    clock.run(main())
-    return trace
-
-
-@pytest.fixture
-def two_traces() -> list[list[tuple[float, str]]]:
-    return [run_and_trace() for _ in range(2)]
-
-
-async def test_two_runs_are_the_same(
-    two_traces: list[list[tuple[float, str]]],
-) -> None:
-    assert two_traces[0] == two_traces[1]
-    assert two_traces[0][0] == (0.1, "scout")
-
-
 @pytest.fixture
 def failure(request: pytest.FixtureRequest) -> str:
     """What a coroutine function raises in virtual time, run outside of any loop."""
@@ -225,32 +179,11 @@ async def test_async_fixtures_still_work(fixture_of_pytest_asyncio: str) -> None
     assert fixture_of_pytest_asyncio == "ready"
 
 
-@pytest.fixture
-def rate_limited_day() -> tuple[int, float]:
-    """Calls made in a day at 1,000 an hour, and the time when the last one began."""
-
-    async def main() -> tuple[int, float]:
-        calls, last = 0, 0.0
-        while now() < 86_400:
-            calls, last = calls + 1, now()
-            await asyncio.sleep(3.6)
-        return calls, last
-
-    return clock.run(main())
-
-
-async def test_a_day_of_paced_work(rate_limited_day: tuple[int, float]) -> None:
-    calls, last = rate_limited_day
-    assert calls in (24_000, 24_001)
-    assert last < 86_400
-
-
 async def test_the_loop_is_a_stock_one() -> None:
     assert type(asyncio.get_running_loop()) is VirtualLoop
     assert isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop)
 
 
-@pytest.mark.virtual_time
 async def test_who_waits_for_less_than_a_float_can_say_does_not_wait_for_ever() -> None:
     """As rate limiters do, when the rest that they wait for is a rounding error."""
     loop = asyncio.get_running_loop()

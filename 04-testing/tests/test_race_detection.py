@@ -1,4 +1,4 @@
-"""The planted bugs are found, their fixes are proven, and no finder raises false alarms.
+"""The planted bugs are found, their fixes proven, and no finder raises false alarms.
 
 Counts only: each finder finds each bug in the same run, every time and on every Python.
 What a stress of real threads finds is luck, and is not asserted.
@@ -74,8 +74,8 @@ def test_a_planted_bug_is_found_and_its_order_is_told(bug: Any) -> None:
 
 
 @each_bug
-def test_a_written_down_order_fails_100_times_of_100(bug: Any) -> None:
-    kinds = {replay(bug, "broken").kind for _ in range(100)}
+def test_a_written_down_order_fails_each_time(bug: Any) -> None:
+    kinds = {replay(bug, "broken").kind for _ in range(10)}
     assert kinds == {KINDS.get(bug.name, "invariant")}
 
 

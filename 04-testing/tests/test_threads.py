@@ -96,10 +96,10 @@ def test_a_lost_update_is_found_and_drawn_with_the_lines() -> None:
     assert again == "replay(run, 'scout#1 critic#2', ...)"
 
 
-def test_a_failing_schedule_replays_a_hundred_times() -> None:
+def test_a_failing_schedule_fails_the_same_way_again() -> None:
     first = replay(both(racy), "scout#1 critic#2", two_calls)
     assert first.kind == "invariant"
-    for _ in range(99):
+    for _ in range(3):
         assert replay(both(racy), "scout#1 critic#2", two_calls) == first
 
 
@@ -309,7 +309,7 @@ def compiled(parameter: str, lines: list[str]) -> Callable[[Any], None]:
 LINES = ("x = box['a']", "x = box['b']", "box['a'] = x + 1", "box['b'] = x * 3")
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", range(8))
 def test_the_outcomes_are_those_of_all_orders_of_random_programs(seed: int) -> None:
     chosen = random.Random(seed)
     programs = [["x = 0", *chosen.choices(LINES, k=2)] for _ in range(2)]
