@@ -44,7 +44,7 @@ def cancelled_everywhere(
     return cancel_everywhere(run, lambda: free == TOOLS)
 
 
-def test_a_tool_that_is_taken_outside_of_the_try_is_lost() -> None:
+def test_a_tool_taken_outside_of_the_try_is_lost() -> None:
     report = cancelled_everywhere(leaky)
     assert report.kind == "invariant"
     assert "What shall we do?" in str(report)  # the line at which it was cancelled

@@ -42,7 +42,7 @@ def is_the_writers(report: str) -> bool:
     return "writer" in report
 
 
-def test_an_order_that_fails_is_found_and_fails_each_time_it_is_replayed() -> None:
+def test_an_order_that_fails_is_found_and_replayed() -> None:
     report = explore(racy, is_the_writers)
     assert report.failing == "research-3#1"  # the third is answered first
     for _ in range(100):
@@ -50,7 +50,7 @@ def test_an_order_that_fails_is_found_and_fails_each_time_it_is_replayed() -> No
 
 
 @for_every_order
-async def test_the_last_in_the_list_is_the_last_in_the_report(ask: Ask) -> None:
+async def test_the_last_agent_is_last_in_the_report(ask: Ask) -> None:
     assert is_the_writers(await right(ask))
 
 

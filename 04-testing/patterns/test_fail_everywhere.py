@@ -45,7 +45,7 @@ def failed_everywhere(work: Work) -> SearchResult:
     return fail_everywhere(run, lambda: sorted(done + todo) == sorted(TASKS))
 
 
-def test_a_task_is_lost_when_the_call_fails_that_nobody_thought_of() -> None:
+def test_a_task_is_lost_when_the_second_call_fails() -> None:
     assert failed_everywhere(careless).failing == "2"  # the first check
 
 

@@ -50,7 +50,7 @@ def answers_in_order(*order: str) -> Ask:
         ("right", ("new", "old"), "on new"),
     ],
 )
-async def test_a_late_answer_replaces_a_newer_one_unless_it_looks_first(
+async def test_a_late_answer_does_not_replace_a_newer_one(
     method: str, order: tuple[str, ...], shown: str
 ) -> None:
     screen, ask = Screen(), answers_in_order(*order)

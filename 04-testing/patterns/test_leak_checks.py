@@ -41,7 +41,7 @@ async def tidy(slots: asyncio.Semaphore, ask: Ask) -> str:
 
 
 @pytest.mark.parametrize(("code", "left"), [(leaky, SLOTS - 1), (tidy, SLOTS)])
-async def test_a_failed_call_keeps_its_slot_unless_a_with_gives_it_back(
+async def test_only_a_with_returns_the_slot_after_failure(
     code: Code, left: int
 ) -> None:
     async def down(question: str) -> str:

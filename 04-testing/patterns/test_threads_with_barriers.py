@@ -40,7 +40,7 @@ def answer(question: str) -> str:
 
 
 @pytest.mark.parametrize(("method", "counted"), [("racy", 2), ("right", 2 * AGENTS)])
-def test_usage_is_lost_if_it_is_read_before_the_call(method: str, counted: int) -> None:
+def test_usage_read_before_the_call_is_lost(method: str, counted: int) -> None:
     for _ in range(RUNS):
         usage, ask = Usage(), ask_together(answer, AGENTS)
         with ThreadPoolExecutor(AGENTS) as pool:

@@ -80,7 +80,7 @@ async def steps(ask: Ask, agents: str, each: int) -> list[str]:
 # What it finds, and what it says
 
 
-def test_a_race_is_found_and_its_fix_is_proven_for_all_orders() -> None:
+def test_a_race_is_found_and_its_fix_proven() -> None:
     found = explore(lost_update, both_kept)
     assert (found.kind, found.holds) == ("invariant", False)
     proven = explore(no_lost_update, both_kept)
@@ -113,7 +113,7 @@ def test_all_is_only_said_if_all_were_tried() -> None:
     assert str(explore(run, strategy=[follow([])])) == "1 tried, none fails"
 
 
-def test_a_failure_is_drawn_with_its_lines_and_how_to_replay_it() -> None:
+def test_a_failure_is_drawn_with_lines_and_replay_call() -> None:
     report = explore(lost_update, both_kept, agents=())
     here = "test_answer_orders.py"
     line = lost_update.__code__.co_firstlineno + 5
@@ -226,7 +226,7 @@ def test_a_run_without_end_is_a_livelock() -> None:
     assert "await asyncio.sleep(0)" in explore(spins).message
 
 
-def test_a_timeout_may_come_before_the_answer_or_after_it() -> None:
+def test_a_timeout_comes_before_the_answer_or_after() -> None:
     ended = list[str]()
 
     async def run(ask: Ask) -> None:
@@ -288,7 +288,7 @@ async def asks_in_several_ways(ask: Ask, timeline: object = None) -> None:
     await ask("Critic!")
 
 
-def test_an_agent_is_the_one_that_the_question_names_or_its_task() -> None:
+def test_an_agent_is_named_in_the_question_or_a_task() -> None:
     assert names(asks_in_several_ways, agents=("scout", "critic")) == (
         "scout#1 research-2#1 scout#2 research-2#2 the_writer#1 the_writer#2 critic#1"
     )
@@ -307,20 +307,20 @@ def test_names_do_not_change_from_run_to_run() -> None:
 # Replay
 
 
-def test_a_replay_that_holds_says_so_and_shows_the_timeline() -> None:
+def test_a_replay_that_holds_shows_its_timeline() -> None:
     again = replay(no_lost_update, "agent-2#1", both_kept)
     assert again.holds
     assert str(again) == "it holds in this order"
     assert again.timeline.splitlines()[3].split() == ["1", "got", "#1"]
 
 
-def test_a_schedule_that_does_not_fit_any_more_is_refused() -> None:
+def test_a_schedule_that_no_longer_fits_is_refused() -> None:
     says = r"writer#1 is not on offer here, only: agent-1#1 agent-2#1"
     with pytest.raises(CannotReplay, match=says):
         replay(lost_update, "writer#1", both_kept)
 
 
-def test_a_schedule_is_shortened_as_far_as_it_still_fails() -> None:
+def test_a_schedule_is_shortened_while_it_still_fails() -> None:
     async def run(ask: Ask) -> bool:
         log = await steps(ask, "abc", 4)
         return log.index("c") < log.index("a")  # c first
@@ -329,12 +329,24 @@ def test_a_schedule_is_shortened_as_far_as_it_still_fails() -> None:
     assert long.failing == "c#1"  # then first in, first out
 
 
-def test_what_a_failure_does_not_need_is_taken_out_of_the_middle() -> None:
+def test_a_step_that_a_failure_does_not_need_is_dropped() -> None:
     async def run(ask: Ask) -> bool:
         log = await steps(ask, "abc", 1)
         return log.index("b") < log.index("c")
 
     assert explore(run, bool, strategy=[follow(["a#1", "c#1"])]).failing == "c#1"
+
+
+def test_shortening_a_schedule_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("racelab.explore.answer_orders.SHORTENING_RUNS", 3)
+    logs = list[list[str]]()
+
+    async def run(ask: Ask) -> bool:
+        logs.append(await steps(ask, "abc", 4))
+        return logs[-1] != logs[0]
+
+    assert explore(run, bool, strategy=random_orders()).kind == "invariant"
+    assert len(logs) == 1 + 3 + 1  # the failure, three to shorten it, the drawn one
 
 
 def test_a_failure_that_does_not_come_again_is_told() -> None:
@@ -482,7 +494,7 @@ shared: dict[str, int] = {}
 
 
 @pytest.mark.parametrize("run", [one_waits_for_what_nobody_does, one_sleeps_too_long])
-def test_who_waits_where_and_until_when_is_part_of_a_state(run: Program) -> None:
+def test_a_state_includes_where_and_until_when_tasks_wait(run: Program) -> None:
     plain = explore(run)
     merged = explore(run, state=lambda: tuple(shared.values()))
     assert (merged.kind, merged.holds) == (plain.kind, False)
@@ -522,7 +534,7 @@ def test_permuting_the_ready_queue_finds_windows_of_turns() -> None:
     assert again.kind == "invariant"
 
 
-def test_permuting_says_that_it_may_flag_first_in_first_out() -> None:
+def test_permuting_says_that_it_may_flag_fifo_code() -> None:
     async def run(ask: Ask) -> list[int]:
         log = list[int]()
 
@@ -606,7 +618,7 @@ def test_nothing_is_left_behind() -> None:
     assert "connect" not in vars(socket.socket)
 
 
-def test_what_a_run_sets_on_the_loop_is_gone_in_the_next() -> None:
+def test_each_run_starts_with_a_fresh_loop() -> None:
     async def run(ask: Ask) -> None:
         loop = asyncio.get_running_loop()
         assert loop.get_task_factory() is None
@@ -642,7 +654,7 @@ def test_a_name_that_the_task_factory_drops_is_kept(
     assert explore(run).exhausted
 
 
-def test_a_failure_that_nobody_waits_for_is_not_logged(
+def test_a_failure_of_a_background_task_is_not_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def run(ask: Ask) -> None:
@@ -675,18 +687,18 @@ def test_the_timeline_ends_where_the_run_ends() -> None:
 
 
 @pytest.mark.parametrize("times", [1, 7])
-def test_a_task_that_swallows_cancellation_is_stopped_all_the_same(times: int) -> None:
+def test_a_task_that_swallows_cancellation_is_still_stopped(times: int) -> None:
     assert explore(swallows(times)).holds
 
 
-def test_a_task_that_cannot_be_stopped_is_a_clear_error() -> None:
+def test_an_unstoppable_task_is_a_clear_error() -> None:
     with pytest.raises(
         LeftBehind, match=r"cannot be stopped: stubborn at test_answer_orders"
     ):
         explore(swallows(10_000))
 
 
-def test_a_task_that_spins_when_it_is_cancelled_is_a_clear_error(
+def test_a_task_that_spins_when_cancelled_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("racelab.explore.controlled_loop.MAX_TURNS", 10)
@@ -830,7 +842,7 @@ def test_a_call_from_another_thread_is_refused() -> None:
     assert len(refused) == 1
 
 
-async def test_it_says_so_when_it_is_called_in_a_running_loop() -> None:
+async def test_a_call_in_a_running_loop_is_refused() -> None:
     with pytest.raises(CannotControl, match="loop of its own"):
         explore(lost_update)
 
@@ -873,7 +885,7 @@ async def test_fixtures_and_parameters_are_passed_on(
     await ask("?")
 
 
-def test_the_message_of_a_failing_test_is_timeline_and_replay_line() -> None:
+def test_a_failing_test_shows_timeline_and_replay_call() -> None:
     @for_every_order
     async def check(ask: Ask) -> None:
         assert await lost_update(ask) == 2

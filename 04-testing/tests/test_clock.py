@@ -31,7 +31,7 @@ async def test_time_is_exact_to_the_float() -> None:
     assert now() == 3e15
 
 
-async def test_timers_of_the_same_moment_go_off_in_the_order_they_were_set() -> None:
+async def test_timers_of_the_same_moment_keep_their_order() -> None:
     loop, rang = asyncio.get_running_loop(), list[int]()
     for number in range(100):
         loop.call_at(5, rang.append, number)
@@ -53,7 +53,7 @@ async def test_a_cancelled_timer_does_not_move_time() -> None:
     assert now() == 100
 
 
-async def test_a_timer_may_cancel_the_next_of_the_same_moment() -> None:
+async def test_a_timer_can_cancel_the_next_one() -> None:
     loop, rang = asyncio.get_running_loop(), list[str]()
     timers = list[asyncio.TimerHandle]()
     loop.call_at(1, lambda: timers[0].cancel())
@@ -156,9 +156,7 @@ async def connects() -> None:
     ],
     indirect=["failure"],
 )
-async def test_what_would_hang_or_wait_in_real_time_is_said(
-    failure: str, says: str
-) -> None:
+async def test_code_that_would_hang_is_reported(failure: str, says: str) -> None:
     assert says in failure
 
 
@@ -184,7 +182,15 @@ async def test_the_loop_is_a_stock_one() -> None:
     assert isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop)
 
 
-async def test_who_waits_for_less_than_a_float_can_say_does_not_wait_for_ever() -> None:
+async def test_timers_without_a_wait_do_not_move_time() -> None:
+    for seconds in range(1, 5):
+        await asyncio.sleep(1)
+        for _ in range(clock.MAX_TIMERS_AT_ONCE - 2):
+            asyncio.get_running_loop().call_later(0, int)
+        assert now() == seconds
+
+
+async def test_a_wait_below_float_precision_comes_to_an_end() -> None:
     """As rate limiters do, when the rest that they wait for is a rounding error."""
     loop = asyncio.get_running_loop()
     began, timers = loop.time(), 0

@@ -67,7 +67,7 @@ def test_there_are_eight() -> None:
 
 
 @each_bug
-def test_a_planted_bug_is_found_and_its_order_is_told(bug: Any) -> None:
+def test_a_planted_bug_is_found_with_its_order(bug: Any) -> None:
     report = finders.explored(bug, "broken", **{"merge": True} if bug.merges else {})
     assert report.failing == FAILING[bug.name]
     assert report.kind == KINDS.get(bug.name, "invariant")
@@ -115,7 +115,7 @@ def test_enough_preemptions_are_every_order() -> None:
     assert runs_within(5) - runs_within(4) == 90
 
 
-def test_in_pct_an_agent_goes_on_until_a_change_makes_it_the_last() -> None:
+def test_pct_runs_the_highest_rank_until_it_changes() -> None:
     choose = finders.Ranked(random.Random(0), 1)
     choose.changes, choose.ranks = {3}, {"scout": 0.1, "critic": 0.9, "writer": 0.5}
     chosen = []
@@ -142,7 +142,7 @@ def test_what_frontrun_says_is_told_as_it_says_it(
         assert finders.frontrun(bug, "broken", 1) == found
 
 
-def test_the_benchmark_tells_runs_proofs_and_who_finds_how_many(
+def test_the_benchmark_prints_runs_proofs_and_totals(
     load_script: LoadScript,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -80,7 +80,7 @@ def two_calls(usage: Usage) -> bool:
 # What it finds
 
 
-def test_a_lost_update_is_found_and_drawn_with_the_lines() -> None:
+def test_a_lost_update_is_drawn_with_its_lines() -> None:
     report = explore(both(racy), two_calls)
     assert (report.kind, report.failing) == ("invariant", "scout#1 critic#2")
     head, agents, *rows, again = str(report).splitlines()
@@ -142,7 +142,7 @@ def test_a_dict_that_grows_while_another_thread_iterates(safe: bool) -> None:
         assert "reader raises RuntimeError: dictionary changed size" in report.message
 
 
-def test_a_call_within_a_line_splits_it_and_nothing_else_does() -> None:
+def test_only_a_call_splits_a_line() -> None:
     def run(scheduler: ThreadScheduler, *, asks: bool) -> Usage:
         usage = Usage()
 
@@ -176,7 +176,7 @@ def test_what_the_model_answers_is_an_option() -> None:
     assert answers == ["READY?", "On 'Ready?': yes."]
 
 
-def test_a_race_that_needs_two_preemptions_is_not_found_with_one() -> None:
+def test_one_preemption_misses_what_needs_two() -> None:
     def aba(usage: Usage) -> None:
         first = usage.calls
         second = usage.calls
@@ -207,7 +207,7 @@ def test_the_simplest_schedule_is_found_first() -> None:
     assert report.runs == 9  # depth-first, it is the 793rd of all orders
 
 
-def test_agents_that_take_two_locks_in_opposite_order_block_each_other() -> None:
+def test_locks_in_opposite_order_are_a_deadlock() -> None:
     def run(scheduler: ThreadScheduler, firsts: tuple[int, int] = (0, 1)) -> None:
         locks = scheduler.Lock(), scheduler.Lock()
 
@@ -232,7 +232,7 @@ def test_agents_that_take_two_locks_in_opposite_order_block_each_other() -> None
     assert explore(lambda scheduler: run(scheduler, (0, 0)), preemptions=None).exhausted
 
 
-def test_two_who_wait_for_each_other_without_end_are_a_livelock() -> None:
+def test_agents_that_give_way_forever_are_a_livelock() -> None:
     def polite(usage: Usage) -> None:
         while usage.calls == 0:
             usage.kept["after you"] = 1
@@ -244,7 +244,7 @@ def test_two_who_wait_for_each_other_without_end_are_a_livelock() -> None:
     assert "\ncritic at its start" in report.message
 
 
-def test_an_exception_of_an_agent_ends_the_run_and_lets_all_locks_go() -> None:
+def test_an_exception_ends_the_run_and_releases_locks() -> None:
     locks: list[ScheduledLock] = []
 
     def run(scheduler: ThreadScheduler) -> None:
@@ -291,7 +291,7 @@ def test_every_order_of_lines_is_tried_and_each_once(lines: int) -> None:
     assert one.runs == 2 + 2 + 2 * (lines - 1) or lines == 1
 
 
-def test_three_agents_have_as_many_orders_as_letters_have_words() -> None:
+def test_the_orders_of_three_agents_are_counted() -> None:
     work = compiled("usage", ["usage.calls += 1"] * 2)
     report = explore(both(work, "scout critic writer"), preemptions=None)
     assert report.message == "all 90 schedules hold"  # 6! / (2! * 2! * 2!)
@@ -310,7 +310,7 @@ LINES = ("x = box['a']", "x = box['b']", "box['a'] = x + 1", "box['b'] = x * 3")
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_the_outcomes_are_those_of_all_orders_of_random_programs(seed: int) -> None:
+def test_random_programs_have_the_outcomes_of_all_orders(seed: int) -> None:
     chosen = random.Random(seed)
     programs = [["x = 0", *chosen.choices(LINES, k=2)] for _ in range(2)]
     outcomes = set()
@@ -426,7 +426,7 @@ def test_the_pairs_of_chapter_3(
 # What agents may do
 
 
-def test_a_reentrant_lock_may_be_taken_twice_and_another_one_may_not() -> None:
+def test_only_a_reentrant_lock_can_be_taken_twice() -> None:
     def run(scheduler: ThreadScheduler, lock: ScheduledLock) -> None:
         def work() -> None:
             with lock:  # noqa: SIM117 - a line for each
@@ -460,7 +460,7 @@ def test_a_lock_is_released_by_who_may() -> None:
     assert "scout raises RuntimeError" in report.message
 
 
-def test_who_does_not_want_to_wait_for_a_lock_sees_both_outcomes() -> None:
+def test_a_lock_tried_without_waiting_has_both_outcomes() -> None:
     got = set()
 
     def run(scheduler: ThreadScheduler) -> None:
@@ -522,7 +522,7 @@ def test_a_wait_tells_whether_it_was_in_time() -> None:
     assert explore(run, preemptions=None).exhausted
 
 
-def test_what_an_agent_does_in_libraries_before_its_first_line_is_a_step() -> None:
+def test_library_calls_before_the_first_line_are_a_step() -> None:
     def keep(answer: str) -> None:
         assert answer
 
@@ -535,7 +535,7 @@ def test_what_an_agent_does_in_libraries_before_its_first_line_is_a_step() -> No
     assert str(explore(run, preemptions=None)) == "all 20 schedules hold"
 
 
-def test_a_queue_is_made_of_wait_until_and_what_follows_in_its_line() -> None:
+def test_a_queue_can_be_built_on_wait_until() -> None:
     def run(scheduler: ThreadScheduler, *, safe: bool) -> list[int]:
         inbox: list[int] = []
         received: list[int] = []
@@ -650,7 +650,7 @@ def test_no_agents_no_proof() -> None:
         explore(lambda scheduler: None)
 
 
-def test_a_thread_that_the_scheduler_has_not_started_is_refused() -> None:
+def test_a_thread_of_your_own_is_refused() -> None:
     def pool(scheduler: ThreadScheduler) -> None:
         usage = Usage()
         with ThreadPoolExecutor(2) as threads:
@@ -671,7 +671,7 @@ def test_a_thread_that_the_scheduler_has_not_started_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_real_lock_is_refused_with_the_line_that_waits() -> None:
+def test_a_real_lock_is_refused_with_its_line() -> None:
     real = threading.Lock()
 
     def work(usage: Usage) -> None:
@@ -749,7 +749,7 @@ def test_what_run_itself_waits_for_is_refused() -> None:
         explore(run)
 
 
-def test_agents_do_not_join() -> None:
+def test_an_agent_cannot_join() -> None:
     def run(scheduler: ThreadScheduler) -> None:
         scheduler.start("scout", scheduler.join)
         scheduler.join()

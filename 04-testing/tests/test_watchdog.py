@@ -58,7 +58,7 @@ def deadlock(dog: Watchdog) -> Iterator[None]:
                 lock.release()
 
 
-def test_a_deadlock_of_threads_is_shown_in_the_readers_own_lines() -> None:
+def test_a_deadlock_is_shown_in_the_readers_lines() -> None:
     dog = Watchdog(nothing_moves, stuck_after=LONG_ENOUGH)
     with deadlock(dog):
         scout, critic = dog.watch()
@@ -69,7 +69,7 @@ def test_a_deadlock_of_threads_is_shown_in_the_readers_own_lines() -> None:
     assert code(scout) == code(critic) == "with other:"
 
 
-def test_a_team_that_finishes_takes_no_patience() -> None:
+def test_a_team_that_finishes_is_not_stuck() -> None:
     dog = Watchdog(nothing_moves, stuck_after=NEVER)
     done: list[str] = []
     dog.start("scout", done.append, "scout")
@@ -78,11 +78,11 @@ def test_a_team_that_finishes_takes_no_patience() -> None:
     assert sorted(done) == ["critic", "scout"]
 
 
-def test_nobody_to_watch_is_nobody_who_hangs() -> None:
+def test_a_watchdog_without_agents_returns_at_once() -> None:
     assert Watchdog(nothing_moves, stuck_after=NEVER).watch() == []
 
 
-def test_progress_begins_the_patience_anew() -> None:
+def test_progress_restarts_the_count() -> None:
     """A hundred looks at something new, then two at the same: 0.002 s of patience."""
     go_on, looks = threading.Event(), itertools.count()
     dog = Watchdog(lambda: min(next(looks), 100), stuck_after=0.002)
@@ -109,7 +109,7 @@ def test_an_import_is_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     join("scout")
 
 
-def test_one_who_finishes_is_progress_and_no_longer_told() -> None:
+def test_an_agent_that_finishes_is_progress() -> None:
     """Two looks, then scout has finished; then three at critic alone."""
     scout_may_end, go_on, looks = (
         threading.Event(),
@@ -147,7 +147,7 @@ def test_what_a_thread_raises_is_raised_at_once() -> None:
     join("critic")
 
 
-def test_outside_of_the_readers_code_the_function_is_told() -> None:
+def test_outside_of_the_readers_code_the_function_is_shown() -> None:
     go_on = threading.Event()
     dog = Watchdog(nothing_moves, stuck_after=LONG_ENOUGH)
     dog.start("scout", go_on.wait)
@@ -221,7 +221,7 @@ def test_a_frozen_loop_stands_where_its_running_task_does() -> None:
     assert dog.watch() == []
 
 
-async def test_a_finished_task_is_not_told_whatever_its_end() -> None:
+async def test_a_failed_task_has_finished() -> None:
     dog = Watchdog(nothing_moves, stuck_after=NEVER)
 
     async def fails() -> None:
