@@ -320,6 +320,21 @@ def test_a_schedule_that_no_longer_fits_is_refused() -> None:
         replay(lost_update, "writer#1", both_kept)
 
 
+def test_a_refused_replay_stops_its_tasks() -> None:
+    stopped = list[str]()
+
+    async def run(ask: Ask) -> None:
+        try:
+            await ask("?")
+        except asyncio.CancelledError:
+            stopped.append("main")
+            raise
+
+    with pytest.raises(CannotReplay):
+        replay(run, "writer#1")
+    assert stopped == ["main"]
+
+
 def test_a_schedule_is_shortened_while_it_still_fails() -> None:
     async def run(ask: Ask) -> bool:
         log = await steps(ask, "abc", 4)
@@ -335,6 +350,17 @@ def test_a_step_that_a_failure_does_not_need_is_dropped() -> None:
         return log.index("b") < log.index("c")
 
     assert explore(run, bool, strategy=[follow(["a#1", "c#1"])]).failing == "c#1"
+
+
+def test_a_schedule_is_not_shortened_to_another_failure() -> None:
+    async def run(ask: Ask) -> bool:
+        log = await steps(ask, "abc", 1)
+        if log == ["b", "a", "c"]:  # that is "b#1" alone
+            raise LookupError
+        return log != ["b", "c", "a"]
+
+    report = explore(run, bool, strategy=[follow(["b#1", "c#1"])])
+    assert (report.kind, report.failing) == ("invariant", "b#1 c#1")
 
 
 def test_shortening_a_schedule_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,12 +466,37 @@ def test_merged_and_plain_search_agree() -> None:
         merged = explore(run, ends[1].add, state=state)
         assert ends[0] == ends[1], seed
         assert plain.exhausted
-        assert merged.exhausted
+        assert str(merged).endswith(f"({merged.runs} runs, equal states merged)")
         saved += plain.runs - merged.runs
         if seed % 10 == 0:
             forbid = max(ends[0]).__ne__
             assert explore(run, forbid, state=state).kind == "invariant"
     assert saved > 0
+
+
+def test_how_long_a_call_waits_is_part_of_a_state() -> None:
+    beats = 0
+
+    async def run(ask: Ask) -> int:
+        nonlocal beats
+        beats = 0
+
+        async def beat() -> None:
+            nonlocal beats
+            while True:
+                await asyncio.sleep(1)
+                beats += 1
+
+        heart = asyncio.create_task(beat())
+        await ask("a")
+        await ask("b")
+        heart.cancel()
+        return beats
+
+    ends = set[int](), set[int]()
+    explore(run, ends[0].add, max_timer_delay=2)
+    explore(run, ends[1].add, max_timer_delay=2, state=lambda: beats)
+    assert ends == ({0, 1, 2, 3, 4}, {0, 1, 2, 3, 4})
 
 
 async def one_waits_for_what_nobody_does(ask: Ask) -> None:
@@ -548,7 +599,24 @@ def test_permuting_says_that_it_may_flag_fifo_code() -> None:
     report = explore(run, lambda log: log == [0, 1], permute_ready_queue=True)
     assert report.kind == "invariant"
     assert "first in, first out" in str(report)
-    assert str(explore(run, permute_ready_queue=True)).startswith("all 2 orders hold")
+    assert str(explore(run, permute_ready_queue=True)) == "all 2 orders hold"
+
+
+async def asks_within_a_second(ask: Ask) -> None:
+    async def agent(name: str) -> None:
+        async with asyncio.timeout(1):
+            await asyncio.sleep(0)
+        await ask(name)
+
+    asyncio.create_task(agent("background"))  # noqa: RUF006 - left behind
+    await asyncio.gather(agent("scout"), agent("critic"))
+
+
+def test_permuting_keeps_time_and_leaves_nothing() -> None:
+    """Time stands still while a task can run, and each answer comes once."""
+    report = explore(asks_within_a_second, permute_ready_queue=True, runs=500)
+    assert report.holds, str(report)
+    assert report.runs == 500
 
 
 # Nothing is left, nothing leaves

@@ -91,6 +91,23 @@ async def test_work_in_a_thread_takes_no_virtual_time() -> None:
         go.set()
         assert await work
     assert now() == 0
+    await asyncio.sleep(5)  # and then time passes again
+    assert now() == 5
+
+
+async def test_time_passes_after_threads_have_ended() -> None:
+    await asyncio.to_thread(int)
+    await asyncio.get_running_loop().shutdown_default_executor()
+    await asyncio.sleep(5)
+    assert now() == 5
+
+
+async def test_many_turns_at_several_moments_are_fine() -> None:
+    for _ in range(3):
+        for _ in range(clock.MAX_TURNS - 100):
+            await asyncio.sleep(0)
+        await asyncio.sleep(1)
+    assert now() == 3
 
 
 async def test_context_variables_reach_a_timer() -> None:
@@ -121,9 +138,14 @@ class TestInAClass:
 @pytest.fixture
 def failure(request: pytest.FixtureRequest) -> str:
     """What a coroutine function raises in virtual time, run outside of any loop."""
+    stopped.clear()
     with pytest.raises((Stuck, CannotControl)) as raised:
         clock.run(request.param())
+    assert stopped == ["polling"] * (request.param is polls_the_clock)
     return str(raised.value)
+
+
+stopped: list[str] = []
 
 
 async def waits_for_ever() -> None:
@@ -138,8 +160,13 @@ async def sleeps_for_ever() -> None:
 
 
 async def polls_the_clock() -> None:
-    while now() < 1:  # noqa: ASYNC110 - the point
+    try:
+        while now() < 1:  # noqa: ASYNC110 - the point
+            await asyncio.sleep(0)
+    except asyncio.CancelledError:
         await asyncio.sleep(0)
+        stopped.append("polling")
+        raise
 
 
 async def connects() -> None:

@@ -623,11 +623,32 @@ def test_a_strategy_may_end() -> None:
 
 
 @pytest.mark.parametrize(
-    "schedule", ["scout#1 critic#3", "scout#2 critic#3", "writer#1"]
+    ("schedule", "message"),
+    [
+        ("scout#1 critic#3", "critic#3 is not on offer here, only scout#2"),
+        ("scout#2 critic#3", "the run ends before critic#3"),
+        ("scout#1 scout#1", "scout#1 is not on offer here, only scout#2 critic#1"),
+        ("writer#1", "writer#1 is not on offer here, only scout#1 critic#1"),
+    ],
 )
-def test_a_schedule_that_does_not_fit_is_told(schedule: str) -> None:
-    with pytest.raises(CannotReplay):
+def test_a_schedule_that_does_not_fit_is_told(schedule: str, message: str) -> None:
+    with pytest.raises(CannotReplay, match=message):
         replay(both(racy), schedule)
+
+
+@pytest.mark.parametrize("then", ["fine", "exception"])
+def test_a_failure_that_differs_when_repeated_is_told(then: str) -> None:
+    numbers = itertools.count()
+
+    def run(scheduler: ThreadScheduler) -> bool:
+        both(racy)(scheduler)
+        again = next(numbers) > 0
+        if again and then == "exception":
+            raise LookupError
+        return again
+
+    with pytest.raises(NotTheSame, match=f"invariant, then {then}"):
+        explore(run, bool)
 
 
 def test_code_that_does_not_repeat_itself_is_told() -> None:

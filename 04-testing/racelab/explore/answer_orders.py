@@ -223,8 +223,6 @@ def _claim(loop: ControlledLoop, tried: int, exhausted: bool, merged: bool) -> s
         message = f"all orders hold ({tried:,} runs, equal states merged)"
     else:
         message = f"all {tried:,} orders hold"
-    if loop.permute_ready_queue:
-        message += MAY_BE_FALSE
     if loop.timer_bound_hit:
         bound = loop.max_timer_delay
         message += f", as long as no answer comes more than {bound} timers late"
