@@ -619,6 +619,25 @@ def test_permuting_keeps_time_and_leaves_nothing() -> None:
     assert report.runs == 500
 
 
+def test_permuting_lets_long_cleanup_end() -> None:
+    async def run(ask: Ask) -> None:
+        async def background() -> None:
+            try:
+                await ask("?")
+            finally:
+                for _ in range(20):  # a second cancellation would cut it short
+                    await asyncio.sleep(0)
+                cleaned.append("background")
+
+        task = asyncio.create_task(background())
+        await ask("?")
+        assert not task.done()
+
+    cleaned = list[str]()
+    assert explore(run, permute_ready_queue=True, runs=1).holds
+    assert cleaned == ["background"]
+
+
 # Nothing is left, nothing leaves
 
 
