@@ -739,6 +739,7 @@ def test_a_name_that_the_task_factory_drops_is_kept(
 
     assert names(run) == "research-1#1 _ask-1#1 _ask-2#1 writer#1 _ask-3#1 _ask-4#1"
     assert explore(run).exhausted
+    assert explore(run, permute_ready_queue=True, runs=50).holds
 
 
 def test_a_failure_of_a_background_task_is_not_logged(
