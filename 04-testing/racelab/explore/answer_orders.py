@@ -23,8 +23,8 @@ Options of `explore` and `replay`:
 - `agents`: call `run(ask, timeline)` as a script does, with a timeline of these agents:
   `explore(script.run, check, agents=script.AGENTS)`.
 - `answer`: a function from the question to the answer. `ask` raises what it raises.
-- `max_timer_delay`: timers that may go off before an answer comes (4). Without such a
-  bound a heartbeat would beat for ever.
+- `max_timer_delay`: timers that may go off before an answer comes (4). Without a
+  bound, a heartbeat would beat for ever.
 - `max_steps`: more answers and timers than this (1000) in one run are a livelock.
 - `permute_ready_queue`: any task that can run may be next, not only the first in line.
   That finds windows made of `sleep(0)` alone, but it can also flag code that relies on
