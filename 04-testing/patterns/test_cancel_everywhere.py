@@ -1,8 +1,8 @@
 """Cancel at every await, one after another, and look at what is left each time.
 
 A cancellation (a timeout, a closed browser, Ctrl-C) can come at any await. Code that
-takes something must give it back from each of them. `cancel_everywhere` plays the code
-again and again: it cancels at the 1st place, then, in a new run, at the 2nd, and so on.
+takes something must give it back from each of them. `cancel_everywhere` runs the code
+again and again. It cancels at the 1st place, then, in a new run, at the 2nd, and so on.
 """
 
 from collections.abc import Awaitable, Callable

@@ -1,7 +1,7 @@
 """Fail the 1st call, then the 2nd, and so on, and look at what is left each time.
 
 A model fails now and then, at any call. A test in which one chosen call fails shows
-that this one is handled. `fail_everywhere` plays the code again and again, and in each
+that your code handles this one. `fail_everywhere` runs it again and again, and in each
 run another call fails. The code may give up or go on, but it must lose nothing.
 """
 

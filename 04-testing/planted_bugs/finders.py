@@ -22,7 +22,7 @@ from racelab.explore.threads import ThreadScheduler
 
 CHANGES = 2  # of priorities in one run (PCT)
 PREEMPTIONS = 2
-Found = int | str | None  # the run that fails; None: no run; else why it cannot tell
+Found = int | str | None  # the run that fails, None, or why it cannot tell
 Finder = Callable[[Any, str, int], Found]  # bug, side, runs
 
 
