@@ -207,21 +207,6 @@ def test_a_run_without_end_is_a_livelock() -> None:
     assert "await asyncio.sleep(0)" in explore(spins).message
 
 
-def test_a_timeout_comes_before_the_answer_or_after() -> None:
-    ended = list[str]()
-
-    async def run(ask: Ask) -> None:
-        try:
-            async with asyncio.timeout(5):
-                await ask("?")
-                ended.append("answered")
-        except TimeoutError:
-            ended.append(f"late at {asyncio.get_running_loop().time():g}")
-
-    assert str(explore(run)) == "all 2 orders hold"
-    assert ended == ["answered", "late at 5"]
-
-
 def test_a_bound_that_was_reached_is_said() -> None:
     async def run(ask: Ask) -> None:
         async def beat() -> None:
@@ -279,12 +264,6 @@ def test_an_agent_is_named_in_the_question_or_a_task() -> None:
     )
 
 
-def test_names_do_not_change_from_run_to_run() -> None:
-    first = names(asks_in_several_ways)
-    asyncio.run(asyncio.sleep(0))  # asyncio numbers its tasks on and on
-    assert names(asks_in_several_ways) == first
-
-
 # Replay
 
 
@@ -314,15 +293,6 @@ def test_a_refused_replay_stops_its_tasks() -> None:
     with pytest.raises(CannotReplay):
         replay(run, "writer#1")
     assert stopped == ["main"]
-
-
-def test_a_schedule_is_shortened_while_it_still_fails() -> None:
-    async def run(ask: Ask) -> bool:
-        log = await steps(ask, "abc", 4)
-        return log.index("c") < log.index("a")  # c first
-
-    long = explore(run, lambda bad: not bad, strategy=random_orders(seed=3))
-    assert long.failing == "c#1"  # then first in, first out
 
 
 def test_a_step_that_a_failure_does_not_need_is_dropped() -> None:

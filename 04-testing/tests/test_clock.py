@@ -62,25 +62,6 @@ async def test_a_timer_can_cancel_the_next_one() -> None:
     assert rang == []
 
 
-async def test_a_timer_knows_when_it_goes_off() -> None:
-    timer = asyncio.get_running_loop().call_later(2.5, lambda: None)
-    assert timer.when() == 2.5
-    timer.cancel()
-
-
-async def test_timeouts_end_at_their_moment() -> None:
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(7):
-            await asyncio.Event().wait()
-    assert now() == 7
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(asyncio.sleep(100), timeout=3)
-    assert now() == 10
-    async with asyncio.timeout(1):
-        await asyncio.sleep(0.5)
-    assert now() == 10.5
-
-
 async def test_work_in_a_thread_takes_no_virtual_time() -> None:
     go = threading.Event()
     asyncio.get_running_loop().call_later(60, lambda: None)
