@@ -5,6 +5,7 @@ import linecache
 import subprocess
 import sys
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -115,6 +116,8 @@ def test_the_caller_is_the_readers_line_behind_a_library() -> None:
     exec(compile("def library(): return caller()", asyncio.__file__, "exec"), names)
     line = sys._getframe().f_lineno + 1
     assert names["library"]() == f"test_where.py:{line}"  # type: ignore[operator]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(caller).result() == ""  # no line of the reader's
 
 
 def test_an_import_has_no_side_effects_and_stays_cheap() -> None:
