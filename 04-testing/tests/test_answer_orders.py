@@ -222,6 +222,15 @@ def test_a_bound_that_was_reached_is_said() -> None:
     )
 
 
+def test_an_answered_call_holds_no_timer_back() -> None:
+    async def run(ask: Ask) -> None:
+        await ask("?")
+        for _ in range(6):  # more than `max_timer_delay`
+            await asyncio.sleep(1)
+
+    assert str(explore(run)) == "all 1 orders hold"
+
+
 def test_an_answer_is_what_the_caller_wants_or_raises() -> None:
     async def run(ask: Ask) -> str:
         return await ask("Well?")
@@ -730,11 +739,16 @@ def test_a_task_that_swallows_cancellation_is_still_stopped(times: int) -> None:
     assert explore(swallows(times)).holds
 
 
-def test_an_unstoppable_task_is_a_clear_error() -> None:
-    with pytest.raises(
-        LeftBehind, match=r"cannot be stopped: stubborn at test_answer_orders"
-    ):
+def test_an_unstoppable_task_is_a_clear_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    complaints = list[object]()
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    line = r"cannot be stopped: stubborn at test_answer_orders"
+    with pytest.raises(LeftBehind, match=line):
         explore(swallows(10_000))
+    gc.collect()
+    assert complaints == []  # of Python, about a task that is thrown away
 
 
 def test_a_task_that_spins_when_cancelled_is_an_error(
@@ -779,6 +793,11 @@ async def by_a_plain_socket(ask: Ask) -> None:
         line.connect(("127.0.0.1", 9))
 
 
+async def by_a_plain_server(ask: Ask) -> None:
+    with socket.socket() as line:
+        line.bind(("127.0.0.1", 0))
+
+
 async def by_a_name(ask: Ask) -> None:
     await asyncio.open_connection("localhost", 9)
 
@@ -818,6 +837,7 @@ warm: list[ThreadPoolExecutor] = []
         (in_a_pool_that_is_warm, "a thread"),
         (by_a_socket_of_asyncio, "a socket"),
         (by_a_plain_socket, "a socket"),
+        (by_a_plain_server, "a socket"),
         (by_a_name, "a thread"),
         (in_a_process, "a process"),
         (in_a_plain_process, "a process"),
