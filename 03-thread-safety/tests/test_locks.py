@@ -108,7 +108,7 @@ def test_the_loop_stands_still_in_every_order_tried(load_script: LoadScript) -> 
     module = load_script("broken_lock_across_await.py")
     for seed in ORDERS:
         timeline = Timeline(*module.AGENTS, "dashboard")
-        dog = Watchdog(lambda timeline=timeline: str(timeline), patience=0.002)
+        dog = Watchdog(lambda timeline=timeline: str(timeline), stuck_after=0.002)
         with let_go(module, "loop"):
             dog.start("loop", asyncio.run, module.run(fake_ask(seed), timeline, dog))
             assert Lock.waits.acquire(timeout=10)

@@ -56,7 +56,7 @@ def test_every_run_ends_the_same(
 ) -> None:
     """`resume` runs processes of its own; below it is killed in many more baselines."""
     if side == "broken":  # nobody moves for ever, so a short look is as good
-        monkeypatch.setattr(watchdog, "PATIENCE", 0.05)
+        monkeypatch.setattr(watchdog, "STUCK_AFTER", 0.05)
     runs = [run_inprocess(f"{side}_{pair}.py") for _ in range(RUNS)]
     assert {ran.word for ran in runs} == {"OK" if side == "fixed" else "BROKEN"}
     assert {ran.numbers for ran in runs} == {NUMBERS[pair][side == "fixed"]}
