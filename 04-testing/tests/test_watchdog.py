@@ -83,7 +83,7 @@ def test_a_watchdog_without_agents_returns_at_once() -> None:
 
 
 def test_progress_restarts_the_count() -> None:
-    """A hundred looks at something new, then two at the same: 0.002 s of patience."""
+    """A hundred looks at something new, then two at the same: 0.002 s are over."""
     go_on, looks = threading.Event(), itertools.count()
     dog = Watchdog(lambda: min(next(looks), 100), stuck_after=0.002)
     dog.start("scout", go_on.wait)
