@@ -39,7 +39,6 @@ OUT_OF_CONTROL = (
     (socket.socket, "bind", "a socket"),
     (subprocess.Popen, "__init__", "a process"),
 )
-unstoppable: list[asyncio.Task[Any]] = []  # held, or Python complains about each
 
 
 @dataclass(eq=False, repr=False)
@@ -268,7 +267,6 @@ class ControlledLoop(VirtualLoop):
         elif not left and all_wait:
             self.stop()
         elif self.attempts > CANCEL_ATTEMPTS:
-            unstoppable.extend(left)
             self.broken = LeftBehind(f"cannot be stopped: {'; '.join(waiting(self))}")
             self.stop()
         elif pause or not self.attempts:
