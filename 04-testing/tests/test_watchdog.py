@@ -49,10 +49,12 @@ def deadlock(dog: Watchdog) -> Iterator[None]:
             with other:
                 pass
 
+    before = threading.enumerate()
     dog.start("scout", take, *locks)
     dog.start("critic", take, *locks[::-1])
+    started = [thread for thread in threading.enumerate() if thread not in before]
     yield
-    while any(thread.name in ("scout", "critic") for thread in threading.enumerate()):
+    while any(thread.is_alive() for thread in started):
         for lock in locks:
             with suppress(RuntimeError):  # it was not held
                 lock.release()
