@@ -110,5 +110,5 @@ def _frames(one: Watched) -> list[FrameType]:
     for ident in sys._current_frames():
         stack = frames_of_thread(ident)
         if calls and calls[-1] in stack:  # it does not await: this thread runs it
-            return stack[: stack.index(calls[-1]) + 1]
+            return stack
     return calls

@@ -152,10 +152,36 @@ def test_what_a_thread_raises_is_raised_at_once() -> None:
 def test_outside_of_the_readers_code_the_function_is_shown() -> None:
     go_on = threading.Event()
     dog = Watchdog(nothing_moves, stuck_after=LONG_ENOUGH)
+
+    def waits() -> None:
+        go_on.wait()
+
     dog.start("scout", go_on.wait)
-    assert dog.watch() == ["scout stands at wait() in threading.py"]
+    dog.start("critic", waits)
+    line = waits.__code__.co_firstlineno + 1
+    assert dog.watch() == [
+        "scout  stands at wait() in threading.py",
+        f"critic stands at test_watchdog.py:{line}    go_on.wait()",  # a column
+    ]
     go_on.set()
     join("scout", "critic")
+
+
+def test_an_agent_that_has_just_ended_is_not_shown() -> None:
+    assert watchdog._standing({"scout": threading.Thread(target=int)}) == []
+
+
+def test_an_agent_can_be_added_during_the_watch() -> None:
+    dog = Watchdog(nothing_moves, stuck_after=NEVER)
+
+    class Adds(threading.Thread):
+        def is_alive(self) -> bool:
+            dog.start("another", int)
+            return False
+
+    dog._watched["scout"] = Adds()
+    assert dog.watch() == []
+    join("another")
 
 
 def test_a_long_line_is_cut() -> None:
