@@ -4,7 +4,7 @@ A search of every order finds all eight planted bugs; 1,000 stress runs do not.
 Run:   python benchmark_race_detection.py  (with --chart FILE.svg also as a picture)
 Next:  README.md
 
-The bugs, their fixes and the ways to look for them are in planted_bugs/. Where frontrun
+The bugs, their fixes and the finders are in planted_bugs/. Where frontrun
 (https://pypi.org/project/frontrun/) is installed, its default search runs beside ours;
 for threads start this with `frontrun python ...`.
 """
@@ -24,34 +24,37 @@ RUNS, CHECKS = 1_000, 200  # orders drawn at random: of the broken, of the fixed
 
 
 def timed(call: Any, *args: Any, **options: Any) -> tuple[Any, str]:
-    """What it returns, and how long it took."""
+    """Return the value of `call`, and how long it took."""
     began = time.perf_counter()
     value = call(*args, **options)
     return value, f"{(time.perf_counter() - began) * 1000:.0f} ms"
 
 
-def ways() -> dict[str, Any]:
+def installed() -> dict[str, Any]:
     if find_spec("frontrun"):
-        return {**finders.WAYS, "frontrun": finders.frontrun}
+        return {**finders.FINDERS, "frontrun": finders.frontrun}
     print("frontrun is not installed: skipped", file=sys.stderr)
-    return dict(finders.WAYS)
+    return dict(finders.FINDERS)
 
 
-def hunt(ways: dict[str, Any]) -> tuple[dict[str, int], int]:
-    """Print who finds what in which run; give how many each finds, and false alarms."""
-    found = dict.fromkeys(ways, 0)
-    alarms = dict.fromkeys(ways, 0)
-    runs: list[tuple[object, ...]] = [("run that fails", *ways)]
-    times = [("time until then", *ways)]
+def hunt(tried: dict[str, Any]) -> tuple[dict[str, int], int]:
+    """Print the run in which each finder finds each bug.
+
+    Return the bugs that each finds, and the number of false alarms.
+    """
+    found = dict.fromkeys(tried, 0)
+    alarms = dict.fromkeys(tried, 0)
+    runs: list[tuple[object, ...]] = [("run that fails", *tried)]
+    times = [("time until then", *tried)]
     for bug in BUGS:
-        row = [timed(way, bug, "broken", RUNS) for way in ways.values()]
+        row = [timed(find, bug, "broken", RUNS) for find in tried.values()]
         runs.append((bug.name, *(f"{run or 'none'}" for run, _ in row)))
         hits = [isinstance(run, int) for run, _ in row]
         cells = [took if hit else "-" for hit, (_, took) in zip(hits, row, strict=True)]
         times.append((bug.name, *cells))
-        for name, hit in zip(ways, hits, strict=True):
+        for name, hit in zip(tried, hits, strict=True):
             found[name] += hit
-            alarms[name] += isinstance(ways[name](bug, "fixed", CHECKS), int)
+            alarms[name] += isinstance(tried[name](bug, "fixed", CHECKS), int)
     runs.append(("found", *(f"{number} of {len(BUGS)}" for number in found.values())))
     runs.append(("false alarms", *alarms.values()))
     print(table(*runs), table(*times), sep="\n\n")
@@ -63,7 +66,7 @@ def prove() -> None:
     rows = [("fixed side", "what the search of every order says", "in")]
     for bug in BUGS:
         report, took = timed(finders.explored, bug, "fixed")
-        rows.append((bug.name, report.says, took))
+        rows.append((bug.name, report.message, took))
     for bug in filter(lambda bug: bug.merges, BUGS):
         report, took = timed(finders.explored, bug, "broken", merge=True)
         says = f"run {report.runs} fails (equal states merged)"
@@ -74,11 +77,11 @@ def prove() -> None:
 def main(file: Path | None = None) -> int:
     print("measuring, about 10 s", file=sys.stderr)
     for bug in BUGS:
-        finders.WAYS["every order"](bug, "fixed", RUNS)  # warm up
-    found, alarms = hunt(ways())
+        finders.FINDERS["every order"](bug, "fixed", RUNS)  # warm up
+    found, alarms = hunt(installed())
     prove()
     Chart(f"Bugs found, of {len(BUGS)}", "bugs", {"found by": found}).show(file)
-    finds = [f"{found[way]} of {len(BUGS)}" for way in ("every order", "stress")]
+    finds = [f"{found[name]} of {len(BUGS)}" for name in ("every order", "stress")]
     return result(
         f"every order finds {finds[0]} bugs, {RUNS:,} stress runs {finds[1]}, "
         f"{alarms} false alarms"

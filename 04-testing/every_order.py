@@ -30,12 +30,12 @@ def as_it_is(lesson: Lesson, ask: Ask, timeline: Timeline) -> Any:
 @dataclass(frozen=True)
 class Pair:
     broken: str  # the script's path, from the repository's root
-    cast: str  # the constant with the names of those who take part
+    cast: str  # the constant with the names of the agents
     holds: Callable[[Lesson, Any], bool]  # the verdict on what `run` returns
     run: Callable[[Lesson, Ask, Timeline], Any] = as_it_is
     answer: Callable[[str], str] = "On {!r}: yes.".format
     fix: str = ""  # which of several
-    size: int | None = None  # so many of the cast; None: all
+    size: int | None = None  # number of agents, or None for all
 
     @property
     def name(self) -> str:
@@ -83,7 +83,7 @@ def one_session_keeps_all(lesson: Lesson, session: Any) -> bool:
 
 
 async def strict_api(lesson: Lesson, ask: Ask, timeline: Timeline) -> Any:
-    """The model refuses, as the API does, a tool call that no result follows."""
+    """Refuse, as the API does, a tool call that no result follows."""
 
     async def chat(messages: list[Message], **options: Any) -> Message:
         following = [message["role"] for message in messages[1:]]
@@ -134,8 +134,8 @@ PAIRS = (
 )
 
 
-def play(lesson: Lesson, pair: Pair) -> tuple[int, int]:
-    """In how many orders the script holds, and how many there are."""
+def count_orders(lesson: Lesson, pair: Pair) -> tuple[int, int]:
+    """Return in how many orders the script holds, and the number of all orders."""
     held = 0
 
     def note(value: Any) -> None:
@@ -158,7 +158,7 @@ def main() -> int:
     for pair in PAIRS:
         lessons = [load_script(ROOT / side) for side in (pair.broken, pair.fixed)]
         began = time.perf_counter()
-        counts = [count for lesson in lessons for count in play(lesson, pair)]
+        counts = [count for lesson in lessons for count in count_orders(lesson, pair)]
         took = time.perf_counter() - began
         totals = [total + count for total, count in zip(totals, counts, strict=True)]
         broken, of_broken, fixed, of_fixed = counts

@@ -108,7 +108,7 @@ def test_the_loop_stands_still_in_every_order_tried(load_script: LoadScript) -> 
     module = load_script("broken_lock_across_await.py")
     for seed in ORDERS:
         timeline = Timeline(*module.AGENTS, "dashboard")
-        dog = Watchdog(lambda timeline=timeline: str(timeline), patience=0.002)
+        dog = Watchdog(lambda timeline=timeline: str(timeline), stuck_after=0.002)
         with let_go(module, "loop"):
             dog.start("loop", asyncio.run, module.run(fake_ask(seed), timeline, dog))
             assert Lock.waits.acquire(timeout=10)
@@ -142,7 +142,7 @@ class BothWait(Watchdog):
 def test_opposite_orders_stop_both_in_500_of_500_runs(
     load_script: LoadScript, monkeypatch: pytest.MonkeyPatch, switch_intervals: range
 ) -> None:
-    monkeypatch.setattr(watchdog, "PATIENCE", 0)
+    monkeypatch.setattr(watchdog, "STUCK_AFTER", 0)
     module = load_script("broken_lock_order.py")
     vars(module)["Watchdog"] = BothWait
     for _ in switch_intervals:
@@ -220,7 +220,7 @@ class AllSent(Watchdog):
 def test_put_by_a_thread_wakes_nobody_in_500_of_500_runs(
     load_script: LoadScript, monkeypatch: pytest.MonkeyPatch, switch_intervals: range
 ) -> None:
-    monkeypatch.setattr(watchdog, "PATIENCE", 0)
+    monkeypatch.setattr(watchdog, "STUCK_AFTER", 0)
     module = load_script("broken_wrong_loop.py")
     vars(module)["Watchdog"] = AllSent
     for _ in switch_intervals:

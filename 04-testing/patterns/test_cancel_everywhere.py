@@ -1,15 +1,15 @@
 """Cancel at every await, one after another, and look at what is left each time.
 
 A cancellation (a timeout, a closed browser, Ctrl-C) can come at any await. Code that
-takes something must give it back from each of them. `cancel_everywhere` plays the code
-again and again: it cancels at the 1st place, then, in a new run, at the 2nd, and so on.
+takes something must give it back from each of them. `cancel_everywhere` runs the code
+again and again. It cancels at the 1st place, then, in a new run, at the 2nd, and so on.
 """
 
 from collections.abc import Awaitable, Callable
 
 from racelab import Ask
 from racelab.explore import cancel_everywhere
-from racelab.explore.search import Report
+from racelab.explore.search import SearchResult
 
 TOOLS = {"search", "shell"}
 
@@ -32,7 +32,9 @@ async def tidy(free: set[str], ask: Ask) -> str:
         free.add(tool)
 
 
-def cancelled_everywhere(code: Callable[[set[str], Ask], Awaitable[str]]) -> Report:
+def cancelled_everywhere(
+    code: Callable[[set[str], Ask], Awaitable[str]],
+) -> SearchResult:
     free: set[str] = set()
 
     async def run(ask: Ask) -> str:
@@ -42,7 +44,7 @@ def cancelled_everywhere(code: Callable[[set[str], Ask], Awaitable[str]]) -> Rep
     return cancel_everywhere(run, lambda: free == TOOLS)
 
 
-def test_a_tool_that_is_taken_outside_of_the_try_is_lost() -> None:
+def test_a_tool_taken_outside_of_the_try_is_lost() -> None:
     report = cancelled_everywhere(leaky)
     assert report.kind == "invariant"
     assert "What shall we do?" in str(report)  # the line at which it was cancelled

@@ -1,10 +1,10 @@
 """Every order of the answers: the explorer finds the one that fails, or proves the fix.
 
-`explore(run, holds)` plays the code once for each order in which its answers can
-arrive. It gives the first order that fails as a line of names, which `replay` plays
-again. Only when all orders were tried it says that all hold. `@for_every_order` makes a
-test out of it. It works on any code that takes its model as an argument: below also on
-the pairs of chapters 1 to 3.
+`explore(run, holds)` runs the code once for each order in which its answers can arrive.
+It returns the first order that fails as a line of names, which `replay` runs again. It
+says that all orders hold only if it has tried all of them. `@for_every_order` makes a
+test out of it. It works on any code that takes its model as an argument, as the pairs
+of chapters 1 to 3 do.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ EVERY_ORDER = load_script(Path(__file__).parents[1] / "every_order.py")
 
 
 async def racy(ask: Ask) -> str:
-    """The report of the last agent in the list, if it is answered last."""
+    """Return the report of the last agent in the list, if it is answered last."""
     report = ""
 
     async def research(agent: str) -> None:
@@ -42,7 +42,7 @@ def is_the_writers(report: str) -> bool:
     return "writer" in report
 
 
-def test_an_order_that_fails_is_found_and_fails_each_time_it_is_replayed() -> None:
+def test_an_order_that_fails_is_found_and_replayed() -> None:
     report = explore(racy, is_the_writers)
     assert report.failing == "research-3#1"  # the third is answered first
     for _ in range(100):
@@ -50,13 +50,17 @@ def test_an_order_that_fails_is_found_and_fails_each_time_it_is_replayed() -> No
 
 
 @for_every_order
-async def test_the_last_in_the_list_is_the_last_in_the_report(ask: Ask) -> None:
+async def test_the_last_agent_is_last_in_the_report(ask: Ask) -> None:
     assert is_the_writers(await right(ask))
 
 
 @pytest.mark.parametrize("pair", EVERY_ORDER.PAIRS, ids=lambda pair: pair.name)
 def test_broken_breaks_and_fixed_holds_in_every_order(pair: Any) -> None:
-    held, _ = EVERY_ORDER.play(load_script(EVERY_ORDER.ROOT / pair.broken), pair)
+    held, _ = EVERY_ORDER.count_orders(
+        load_script(EVERY_ORDER.ROOT / pair.broken), pair
+    )
     assert held == 0
-    held, orders = EVERY_ORDER.play(load_script(EVERY_ORDER.ROOT / pair.fixed), pair)
+    held, orders = EVERY_ORDER.count_orders(
+        load_script(EVERY_ORDER.ROOT / pair.fixed), pair
+    )
     assert held == orders > 1

@@ -1,7 +1,7 @@
 """Fail the 1st call, then the 2nd, and so on, and look at what is left each time.
 
 A model fails now and then, at any call. A test in which one chosen call fails shows
-that this one is handled. `fail_everywhere` plays the code again and again, and in each
+that your code handles this one. `fail_everywhere` runs it again and again, and in each
 run another call fails. The code may give up or go on, but it must lose nothing.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from racelab import Ask
 from racelab.explore import fail_everywhere
-from racelab.explore.search import Report
+from racelab.explore.search import SearchResult
 
 TASKS = ["press", "video", "logo"]
 Work = Callable[[list[str], list[str], Ask], Awaitable[None]]
@@ -34,7 +34,7 @@ async def careful(todo: list[str], done: list[str], ask: Ask) -> None:
         done.append(todo.pop(0))  # both lists change in one step
 
 
-def failed_everywhere(work: Work) -> Report:
+def failed_everywhere(work: Work) -> SearchResult:
     todo: list[str] = []
     done: list[str] = []
 
@@ -45,7 +45,7 @@ def failed_everywhere(work: Work) -> Report:
     return fail_everywhere(run, lambda: sorted(done + todo) == sorted(TASKS))
 
 
-def test_a_task_is_lost_when_the_call_fails_that_nobody_thought_of() -> None:
+def test_a_task_is_lost_when_the_second_call_fails() -> None:
     assert failed_everywhere(careless).failing == "2"  # the first check
 
 

@@ -1,8 +1,8 @@
-"""Force the order: the fake decides who is answered when, with events, not with sleeps.
+"""Force the order: events in the fake decide which question is answered when.
 
-Most races need two answers in one certain order. A fake that holds each answer back
-until the one before it is out makes that order happen on every run. The same test is
-red with the race and green with its fix.
+Most races need two answers in one certain order. A fake that holds back each answer
+until the one before it is out makes that order happen on every run, without a sleep.
+The same test is red with the race and green with its fix.
 """
 
 import asyncio
@@ -23,12 +23,12 @@ class Screen:
     async def right(self, question: str, ask: Ask) -> None:
         self.newest = question
         answer = await ask(question)
-        if self.newest == question:  # nobody has asked meanwhile
+        if self.newest == question:  # no newer question was asked
             self.shown = answer
 
 
 def answers_in_order(*order: str) -> Ask:
-    """A model that answers these questions in this order, whoever asks first."""
+    """Return a model that answers these questions in this order."""
     answered = {question: asyncio.Event() for question in order}
 
     async def ask(question: str) -> str:
@@ -50,7 +50,7 @@ def answers_in_order(*order: str) -> Ask:
         ("right", ("new", "old"), "on new"),
     ],
 )
-async def test_a_late_answer_replaces_a_newer_one_unless_it_looks_first(
+async def test_a_late_answer_does_not_replace_a_newer_one(
     method: str, order: tuple[str, ...], shown: str
 ) -> None:
     screen, ask = Screen(), answers_in_order(*order)

@@ -2,7 +2,7 @@
 
 A leak breaks nothing in the run that has it. It breaks the run that finds no slot left,
 in production, on a Friday. So the test looks at what is still held when the code under
-test has returned: it must be what was held before.
+test has returned, because it must be what was held before.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ Code = Callable[[asyncio.Semaphore, Ask], Awaitable[str]]
 
 
 async def free(slots: asyncio.Semaphore) -> int:
-    """How many slots can be taken without waiting. It takes them."""
+    """Take all slots that are free without waiting, and return their number."""
     taken = 0
     while not slots.locked():
         await slots.acquire()
@@ -41,7 +41,7 @@ async def tidy(slots: asyncio.Semaphore, ask: Ask) -> str:
 
 
 @pytest.mark.parametrize(("code", "left"), [(leaky, SLOTS - 1), (tidy, SLOTS)])
-async def test_a_failed_call_keeps_its_slot_unless_a_with_gives_it_back(
+async def test_only_a_with_returns_the_slot_after_failure(
     code: Code, left: int
 ) -> None:
     async def down(question: str) -> str:

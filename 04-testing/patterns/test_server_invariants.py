@@ -1,9 +1,8 @@
 """Let the server be the witness: check what arrived, not what the client believes.
 
-Calls of a mock are not requests: retries, timeouts and connections are made below it. A
-local server that counts can be asked afterwards. Invariants are what holds in every
-run, with trouble and without: nothing lost, nothing done twice, never more than so many
-at once.
+Calls of a mock are not requests, because retries, timeouts and connections are made
+below it. You can ask a local server that counts. An invariant holds in every run, with
+trouble and without: nothing lost, nothing done twice, never more at once than allowed.
 """
 
 import asyncio

@@ -1,8 +1,9 @@
-"""A barrier in the fake: all threads are inside before anyone goes on.
+"""A barrier in the fake: all threads are inside before any of them goes on.
 
-Threads are switched when the system likes. A barrier in front of the model takes the
-worst moment instead, on every run, without a sleep: whatever an agent does before it
-asks, all have done before anyone is answered. `racelab.ask_together` is such a barrier.
+The system switches threads when it likes. A barrier in front of the model takes the
+worst moment instead, on every run, without a sleep: all agents have done what they do
+before a question when the first one is answered. `racelab.ask_together` is a barrier of
+this kind.
 
 A barrier proves the one race that you have thought of. To search for others, let a tool
 choose the switches: `racelab.explore.threads` here, or frontrun
@@ -40,7 +41,7 @@ def answer(question: str) -> str:
 
 
 @pytest.mark.parametrize(("method", "counted"), [("racy", 2), ("right", 2 * AGENTS)])
-def test_usage_is_lost_if_it_is_read_before_the_call(method: str, counted: int) -> None:
+def test_usage_read_before_the_call_is_lost(method: str, counted: int) -> None:
     for _ in range(RUNS):
         usage, ask = Usage(), ask_together(answer, AGENTS)
         with ThreadPoolExecutor(AGENTS) as pool:

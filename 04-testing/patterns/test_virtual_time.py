@@ -1,8 +1,8 @@
-"""Virtual time: when nobody can run, the clock jumps to the next timer.
+"""Virtual time: when no task can run, the clock jumps to the next timer.
 
 Timeouts, backoff and rate limits are exact, and a day of them takes milliseconds.
 Nothing in the code under test changes: it sleeps with `asyncio.sleep`, as always. Time
-passes only while all wait, so a test may say "after 7 seconds" and mean it with `==`.
+passes only while all tasks wait, so your test can check "after 7 seconds" with `==`.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ DAY = 24 * 60 * 60
 
 
 async def persistent(question: str, ask: Ask) -> str:
-    """Five tries, with 1, 2, 4 and 8 seconds between them."""
+    """Ask at most five times, with 1, 2, 4 and 8 seconds between the tries."""
     for pause in (1, 2, 4, 8):
         try:
             return await ask(question)
@@ -26,7 +26,7 @@ async def persistent(question: str, ask: Ask) -> str:
 
 
 async def paced(questions: int, per_minute: int, ask: Ask) -> list[str]:
-    """No more than so many questions a minute."""
+    """Ask no more than `per_minute` questions a minute."""
     answers = []
     for number in range(questions):
         answers.append(await ask(f"Topic {number}?"))

@@ -1,8 +1,8 @@
 """Eight planted bugs, each with its fix and one invariant for both.
 
-`benchmark_race_detection.py` hunts them. An object is the state that agents share.
-`broken` and `fixed` are what each agent does with it; `holds` is asked at the end.
-Locks are injected, so that a search may use its own.
+`benchmark_race_detection.py` hunts them. An object is the state that agents share. Each
+agent calls `broken` or `fixed` on it, and the search calls `holds` at the end. Locks
+are injected, so that a search can use its own.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class Planted:
         self.lock = self.new_lock()
 
     async def plan(self, agent: str, ask: Ask) -> None:
-        """The first agent asks nothing, the second one question, the third two."""
+        """Ask nothing as the first agent, once as the second, twice as the third."""
         for _ in range(self.agents.index(agent)):
             await ask("What do we know?")
 
@@ -97,7 +97,7 @@ class InterleavedHistory(Planted):
 
 @dataclass
 class RareOrder(Planted):
-    """102 of 34,650 orders: all that an agent does falls into one wait of the editor.
+    """A bug in 102 of 34,650 orders: an agent's work falls into one wait of the editor.
 
     The same code as in `fixed_stress_test.py`, without its timeline.
     """
@@ -108,7 +108,7 @@ class RareOrder(Planted):
     findings: tuple[str, ...] = ()
     busy: int = 0  # agents
     read: tuple[str, ...] = ()  # by the editor
-    quiet: bool = False  # nobody was busy then
+    quiet: bool = False  # no agent was busy then
 
     async def broken(self, agent: str, ask: Ask) -> None:
         await self.work(agent, ask, lambda: not self.busy)
@@ -192,7 +192,7 @@ class LockOrder(Planted):
         await self.share(self.notes, self.tools, ask)
 
     def holds(self) -> bool:
-        return True  # whoever is asked has come to the end
+        return True  # no deadlock, because all agents have ended
 
 
 @dataclass

@@ -1,7 +1,8 @@
-"""Ways to look for a race: once, stress, random orders, PCT, bounded, every order.
+"""Finders of races: once, stress, random orders, PCT, few preemptions, every order.
 
-A way is called with a bug of `bugs.py`, a side of it ("broken" or "fixed") and
-how many orders it may draw. It tells which run fails, by the bug's own invariant.
+A finder is called with a bug of `bugs.py`, a side of it ("broken" or "fixed") and the
+number of orders that it may draw. It returns the run that fails, by the bug's own
+invariant.
 """
 
 import asyncio
@@ -16,17 +17,17 @@ from typing import Any
 
 from racelab import Ask
 from racelab.explore import answer_orders, clock, threads
-from racelab.explore.search import Pick, Report, every_order, random_orders
-from racelab.explore.threads import Team
+from racelab.explore.search import Choose, SearchResult, every_order, random_orders
+from racelab.explore.threads import ThreadScheduler
 
 CHANGES = 2  # of priorities in one run (PCT)
 PREEMPTIONS = 2
-Found = int | str | None  # the run that fails; None: no run; else why nobody looked
-Way = Callable[[Any, str, int], Found]  # bug, side, runs
+Found = int | str | None  # the run that fails, None, or why it cannot tell
+Finder = Callable[[Any, str, int], Found]  # bug, side, runs
 
 
 def with_tasks(bug: Any, side: str, seen: list[Any]) -> Callable[[Ask], Any]:
-    """`run(ask)` for `explore`; `seen` gets the state that is worked on."""
+    """Return `run(ask)` for `explore`. The shared state of a run is put into `seen`."""
 
     async def run(ask: Ask) -> Any:
         seen[:] = [state := bug(asyncio.Lock)]
@@ -39,26 +40,26 @@ def with_tasks(bug: Any, side: str, seen: list[Any]) -> Callable[[Ask], Any]:
     return run
 
 
-def with_threads(bug: Any, side: str) -> Callable[[Team], Any]:
-    """`run(team)` for `racelab.explore.threads`."""
+def with_threads(bug: Any, side: str) -> Callable[[ThreadScheduler], Any]:
+    """Return `run(scheduler)` for `racelab.explore.threads`."""
 
-    def run(team: Team) -> Any:
-        state = bug(team.Lock)
+    def run(scheduler: ThreadScheduler) -> Any:
+        state = bug(scheduler.Lock)
         for agent in bug.agents:
-            team.start(agent, getattr(state, side), agent, team.ask)
-        team.join()
+            scheduler.start(agent, getattr(state, side), agent, scheduler.ask)
+        scheduler.join()
         return state
 
     return run
 
 
 def one_run(bug: Any, side: str, runs: int) -> Found:
-    """All answers take the same time."""
+    """Run once, with answers that all take the same time."""
     return stress(bug, side, 1, longest=0)
 
 
 def stress(bug: Any, side: str, runs: int, longest: float = 1) -> Found:
-    """Each answer comes after a random time."""
+    """Run often, with answers that come after a random time."""
     dice = random.Random(0)
     run = with_tasks(bug, side, [])
 
@@ -92,8 +93,8 @@ def in_real_threads(bug: Any, side: str, longest: float, dice: random.Random) ->
     return state
 
 
-def explored(bug: Any, side: str, **options: Any) -> Report:
-    """By racelab, for tasks or for threads: every order, or as the options say."""
+def explored(bug: Any, side: str, **options: Any) -> SearchResult:
+    """Search with racelab, for tasks or threads: every order, or as the options say."""
     if bug.in_threads:
         run = with_threads(bug, side)
         return threads.explore(run, bug.holds, **{"preemptions": None, **options})
@@ -113,7 +114,7 @@ def search(bug: Any, side: str, runs: int, **options: Any) -> Found:
 
 
 class Ranked:
-    """A pick of PCT: the highest rank goes on, and becomes the lowest at each change.
+    """A choice by PCT: the highest rank goes on, and becomes the lowest at each change.
 
     Burckhardt and others, "A Randomized Scheduler with Probabilistic Guarantees of
     Finding Bugs", ASPLOS 2010.
@@ -135,35 +136,35 @@ class Ranked:
         return max(choices, key=lambda choice: self.ranks[agent_of(choice)])
 
 
-def pct() -> Iterator[Pick]:
+def pct() -> Iterator[Choose]:
     longest = 1  # run so far, in steps
     for number in count():
-        yield (pick := Ranked(random.Random(f"pct {number}"), longest))
-        longest = max(longest, pick.steps)
+        yield (choose := Ranked(random.Random(f"pct {number}"), longest))
+        longest = max(longest, choose.steps)
 
 
 class Bounded:
-    """A pick that lets an agent go on while it can, but for a few preemptions.
+    """A choice that lets an agent go on while it can, but for a few preemptions.
 
-    As in CHESS; `racelab.explore.threads` does it by itself, for tasks it is done here.
+    As in CHESS. `racelab.explore.threads` does it by itself. For tasks it is done here.
     """
 
-    def __init__(self, pick: Pick, left: int) -> None:
-        self.pick, self.left, self.last = pick, left, ""
+    def __init__(self, choose: Choose, left: int) -> None:
+        self.choose, self.left, self.last = choose, left, ""
 
     def __call__(self, choices: list[str]) -> str:
         going_on = [choice for choice in choices if agent_of(choice) == self.last]
         others = [choice for choice in choices if choice not in going_on]
-        picked = self.pick(going_on + (others if self.left or not going_on else []))
-        self.left -= bool(going_on) and picked in others
-        self.last = agent_of(picked)
-        return picked
+        chosen = self.choose(going_on + (others if self.left or not going_on else []))
+        self.left -= bool(going_on) and chosen in others
+        self.last = agent_of(chosen)
+        return chosen
 
 
-def few_preemptions(most: int) -> Iterator[Pick]:
+def few_preemptions(most: int) -> Iterator[Choose]:
     for bound in range(most + 1):
-        for pick in every_order():
-            yield Bounded(pick, bound)
+        for choose in every_order():
+            yield Bounded(choose, bound)
 
 
 def agent_of(choice: str) -> str:
@@ -171,7 +172,7 @@ def agent_of(choice: str) -> str:
 
 
 def frontrun(bug: Any, side: str, runs: int) -> Found:
-    """The default search of https://pypi.org/project/frontrun/."""
+    """Search as https://pypi.org/project/frontrun/ does by default."""
     import frontrun
 
     states = []
@@ -208,7 +209,7 @@ def frontrun(bug: Any, side: str, runs: int) -> Found:
     return None if report.property_holds else report.num_explored
 
 
-WAYS: dict[str, Way] = {
+FINDERS: dict[str, Finder] = {
     "one run": one_run,
     "stress": stress,
     "random": partial(search, draw=random_orders),

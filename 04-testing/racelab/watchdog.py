@@ -1,45 +1,37 @@
-"""`Watchdog`: a team that hangs ends all the same, and tells who stands where."""
+"""`Watchdog`: end a team that hangs, and show the line at which each agent stands."""
 
 import asyncio
-import linecache
 import os
 import sys
-import sysconfig
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-PATIENCE = 1.5  # seconds without progress until a team counts as stuck
+from racelab.where import frames_of_task, frames_of_thread, readers_place
+
+STUCK_AFTER = 1.5  # seconds without progress until a team counts as stuck
 LOOK = 0.01  # seconds between two looks at it
-WIDTH = 56  # letters of a line of code that are shown
 
-_PATHS = sysconfig.get_paths()
-_LIBRARIES = tuple(
-    os.path.normcase(path) + os.sep
-    for path in (os.path.dirname(__file__), _PATHS["stdlib"], _PATHS["purelib"])
-)
-
-
-Agent = threading.Thread | asyncio.Task[Any]
+Watched = threading.Thread | asyncio.Task[Any]
 
 
 class Watchdog:
-    """Watches threads and tasks, each under the name of its agent.
+    """A watch over threads and tasks, each under the name of its agent.
 
-    `progress` is what changes as long as they get on, such as `lambda: str(timeline)`.
-    A loop may be stuck as well: watch its tasks from another thread than the loop's, in
-    async code with `await asyncio.to_thread(watchdog.watch)`.
+    `progress`: a function whose value changes as long as the agents make progress, such
+    as `lambda: str(timeline)`. `stuck_after`: seconds without progress until they count
+    as stuck. The event loop can be stuck as well, so watch its tasks from another
+    thread: in async code, `await asyncio.to_thread(watchdog.watch)`.
     """
 
     def __init__(
-        self, progress: Callable[[], object], patience: float | None = None
+        self, progress: Callable[[], object], stuck_after: float | None = None
     ) -> None:
         self._progress = progress
-        self._patience = PATIENCE if patience is None else patience  # seconds
-        self._team: dict[str, Agent] = {}
+        self._stuck_after = STUCK_AFTER if stuck_after is None else stuck_after
+        self._watched: dict[str, Watched] = {}
         self._failures: list[BaseException] = []
 
     def start(self, who: str, function: Callable[..., object], *args: Any) -> None:
@@ -52,51 +44,53 @@ class Watchdog:
                 self._failures.append(error)
 
         thread = threading.Thread(target=call, name=who, daemon=True)
-        self._team[who] = thread
+        self._watched[who] = thread
         thread.start()
 
     def add(self, who: str, task: asyncio.Task[Any]) -> None:
-        """Watch a task, too."""
-        self._team[who] = task
+        """Watch `task`, too."""
+        self._watched[who] = task
 
     def watch(self) -> list[str]:
-        """Wait until all have finished, or nothing has changed for `patience` seconds.
+        """Wait until all agents have finished, or none has made progress for too long.
 
-        Gives one line for each that has not finished: who, in which file and line of
-        the reader's own code, and the code there. Raises what a thread has raised.
+        Return one line for each agent that has not finished: its name, the file and
+        line of the reader's own code, and the code there. Raise what a thread raised.
         """
         before, looks = None, 0
-        while team := self._unfinished():
+        while unfinished := self._unfinished():
             if self._failures:
                 break
-            # Counted in looks, not on a clock: when the whole machine stands still for
-            # some seconds, that is one look, and no false alarm.
-            # An import is progress, too: that of the SDK takes a second or more.
-            now = (list(team), len(sys.modules), self._progress())
+            # Count looks instead of asking a clock: when the whole machine stands still
+            # for some seconds, that is one look, and no false alarm.
+            # An import is progress, too, because the SDK takes a second or more.
+            now = (list(unfinished), len(sys.modules), self._progress())
             looks = looks + 1 if now == before else 0
-            if looks * LOOK >= self._patience:
+            if looks * LOOK >= self._stuck_after:
                 break
             before = now
             time.sleep(LOOK)
         if self._failures:
             raise self._failures[0]
-        return _standing(team)
+        return _standing(unfinished)
 
-    def _unfinished(self) -> dict[str, Agent]:
-        team = self._team.copy()  # others may add to it meanwhile
-        return {who: agent for who, agent in team.items() if not _has_finished(agent)}
-
-
-def _has_finished(agent: Agent) -> bool:
-    return agent.done() if isinstance(agent, asyncio.Task) else not agent.is_alive()
+    def _unfinished(self) -> dict[str, Watched]:
+        watched = self._watched.copy()  # other threads may add to it at the same time
+        return {who: one for who, one in watched.items() if not _has_finished(one)}
 
 
-def _standing(team: dict[str, Agent]) -> list[str]:
+def _has_finished(one: Watched) -> bool:
+    return one.done() if isinstance(one, asyncio.Task) else not one.is_alive()
+
+
+def _standing(unfinished: dict[str, Watched]) -> list[str]:
     rows = []
-    for who, agent in team.items():
-        frames = _frames(agent)
-        for frame in [*filter(_is_the_readers, frames), *frames][:1]:
-            rows.append((who, *_place(frame)))  # no frame: it has finished just now
+    for who, one in unfinished.items():
+        frames = _frames(one)
+        if place := readers_place(frames):
+            rows.append((who, f"{place.file}:{place.line}", place.code))
+        elif frames:  # else it has finished just now
+            rows.append((who, _function(frames[0]), ""))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         f"{who:<{widths[0]}} stands at {where:<{widths[1]}}  {code}".rstrip()
@@ -104,39 +98,17 @@ def _standing(team: dict[str, Agent]) -> list[str]:
     ]
 
 
-def _place(frame: FrameType) -> tuple[str, str]:
-    file, number = frame.f_code.co_filename, frame.f_lineno
-    name = os.path.basename(file)
-    if not _is_the_readers(frame):
-        return f"{frame.f_code.co_name}() in {name}", ""
-    code = linecache.getline(file, number).strip()
-    shown = code if len(code) <= WIDTH else f"{code[: WIDTH - 3]}..."
-    return f"{name}:{number}", shown
+def _function(frame: FrameType) -> str:
+    return f"{frame.f_code.co_name}() in {os.path.basename(frame.f_code.co_filename)}"
 
 
-def _is_the_readers(frame: FrameType) -> bool:
-    file = os.path.normcase(frame.f_code.co_filename)
-    return not file.startswith(("<", *_LIBRARIES))
-
-
-def _frames(agent: Agent) -> list[FrameType]:
-    """Its calls, the innermost first. To be read when nothing moves.
-
-    While a thread runs, its frames are not to be trusted, and on a free-threaded Python
-    it is not even safe to look at them.
-    """
-    stacks = {
-        thread: [frame for frame, _ in traceback.walk_stack(top)]
-        for thread, top in sys._current_frames().items()
-    }
-    if isinstance(agent, threading.Thread):
-        return stacks.get(agent.ident or 0, [])
-    calls: list[FrameType] = []
-    coroutine: Any = agent.get_coro()
-    while frame := getattr(coroutine, "cr_frame", None):  # from one `await` to the next
-        calls.insert(0, frame)
-        coroutine = coroutine.cr_await
-    for stack in stacks.values():
-        if calls and calls[-1] in stack:  # it does not await: a thread stands in it
-            return stack[: stack.index(calls[-1]) + 1]
+def _frames(one: Watched) -> list[FrameType]:
+    """Return its calls, the innermost first."""
+    if isinstance(one, threading.Thread):
+        return frames_of_thread(one.ident)
+    calls = frames_of_task(one)
+    for ident in sys._current_frames():
+        stack = frames_of_thread(ident)
+        if calls and calls[-1] in stack:  # it does not await: this thread runs it
+            return stack
     return calls

@@ -30,7 +30,7 @@ def test_no_question_goes_out_before_all_have_one() -> None:
     assert seen == [4] * 4
 
 
-def test_it_holds_for_each_round_and_watch_is_called_once_in_each() -> None:
+def test_each_round_waits_for_all_and_calls_watch() -> None:
     rounds: list[str] = []
     together = ask_together(str.upper, 3, lambda: rounds.append("look"))
 
@@ -68,9 +68,9 @@ def test_a_failing_watch_is_what_all_see() -> None:
         assert {type(call.exception()) for call in calls} == {LookupError}
 
 
-def test_an_agent_that_never_asks_is_said_in_one_line(
+def test_a_missing_agent_is_a_clear_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(barrier, "PATIENCE", 0.05)
+    monkeypatch.setattr(barrier, "ASK_TOGETHER_TIMEOUT", 0.05)
     with pytest.raises(NotTogether, match="not all of 2 agents asked"):
         ask_together(str.upper, 2)("alone")

@@ -12,8 +12,8 @@ import pytest
 
 from racelab import Watchdog, watchdog
 
-NEVER = 3600.0  # seconds of patience
-LONG_ENOUGH = 0.2  # seconds of patience: by then all have come to where they wait
+NEVER = 3600.0  # seconds
+LONG_ENOUGH = 0.2  # seconds without progress: by then all have come to where they wait
 
 
 @pytest.fixture(autouse=True)
@@ -49,17 +49,19 @@ def deadlock(dog: Watchdog) -> Iterator[None]:
             with other:
                 pass
 
+    before = threading.enumerate()
     dog.start("scout", take, *locks)
     dog.start("critic", take, *locks[::-1])
+    started = [thread for thread in threading.enumerate() if thread not in before]
     yield
-    while any(thread.name in ("scout", "critic") for thread in threading.enumerate()):
+    while any(thread.is_alive() for thread in started):
         for lock in locks:
             with suppress(RuntimeError):  # it was not held
                 lock.release()
 
 
-def test_a_deadlock_of_threads_is_shown_in_the_readers_own_lines() -> None:
-    dog = Watchdog(nothing_moves, patience=LONG_ENOUGH)
+def test_a_deadlock_is_shown_in_the_readers_lines() -> None:
+    dog = Watchdog(nothing_moves, stuck_after=LONG_ENOUGH)
     with deadlock(dog):
         scout, critic = dog.watch()
         threads = [t for t in threading.enumerate() if t.name in ("scout", "critic")]
@@ -69,8 +71,8 @@ def test_a_deadlock_of_threads_is_shown_in_the_readers_own_lines() -> None:
     assert code(scout) == code(critic) == "with other:"
 
 
-def test_a_team_that_finishes_takes_no_patience() -> None:
-    dog = Watchdog(nothing_moves, patience=NEVER)
+def test_a_team_that_finishes_is_not_stuck() -> None:
+    dog = Watchdog(nothing_moves, stuck_after=NEVER)
     done: list[str] = []
     dog.start("scout", done.append, "scout")
     dog.start("critic", done.append, "critic")
@@ -78,14 +80,14 @@ def test_a_team_that_finishes_takes_no_patience() -> None:
     assert sorted(done) == ["critic", "scout"]
 
 
-def test_nobody_to_watch_is_nobody_who_hangs() -> None:
-    assert Watchdog(nothing_moves, patience=NEVER).watch() == []
+def test_a_watchdog_without_agents_returns_at_once() -> None:
+    assert Watchdog(nothing_moves, stuck_after=NEVER).watch() == []
 
 
-def test_progress_begins_the_patience_anew() -> None:
-    """A hundred looks at something new, then two at the same: 0.002 s of patience."""
+def test_progress_restarts_the_count() -> None:
+    """A hundred looks at something new, then two at the same: 0.002 s are over."""
     go_on, looks = threading.Event(), itertools.count()
-    dog = Watchdog(lambda: min(next(looks), 100), patience=0.002)
+    dog = Watchdog(lambda: min(next(looks), 100), stuck_after=0.002)
     dog.start("scout", go_on.wait)
     assert len(dog.watch()) == 1
     assert next(looks) == 103
@@ -101,7 +103,7 @@ def test_an_import_is_progress(monkeypatch: pytest.MonkeyPatch) -> None:
         if (look := next(looks)) < 50:
             monkeypatch.setitem(sys.modules, f"imported_{look}", sys)
 
-    dog = Watchdog(imports, patience=0.002)
+    dog = Watchdog(imports, stuck_after=0.002)
     dog.start("scout", go_on.wait)
     assert len(dog.watch()) == 1
     assert 52 <= next(looks) <= 54
@@ -109,7 +111,7 @@ def test_an_import_is_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     join("scout")
 
 
-def test_one_who_finishes_is_progress_and_no_longer_told() -> None:
+def test_an_agent_that_finishes_is_progress() -> None:
     """Two looks, then scout has finished; then three at critic alone."""
     scout_may_end, go_on, looks = (
         threading.Event(),
@@ -122,7 +124,7 @@ def test_one_who_finishes_is_progress_and_no_longer_told() -> None:
             scout_may_end.set()
             join("scout")
 
-    dog = Watchdog(scout_ends_at_the_second_look, patience=0.002)
+    dog = Watchdog(scout_ends_at_the_second_look, stuck_after=0.002)
     dog.start("scout", scout_may_end.wait)
     dog.start("critic", go_on.wait)
     (row,) = dog.watch()
@@ -134,7 +136,7 @@ def test_one_who_finishes_is_progress_and_no_longer_told() -> None:
 
 def test_what_a_thread_raises_is_raised_at_once() -> None:
     go_on = threading.Event()
-    dog = Watchdog(nothing_moves, patience=NEVER)
+    dog = Watchdog(nothing_moves, stuck_after=NEVER)
 
     def fails() -> None:
         raise ConnectionError("no server")
@@ -147,17 +149,43 @@ def test_what_a_thread_raises_is_raised_at_once() -> None:
     join("critic")
 
 
-def test_outside_of_the_readers_code_the_function_is_told() -> None:
+def test_outside_of_the_readers_code_the_function_is_shown() -> None:
     go_on = threading.Event()
-    dog = Watchdog(nothing_moves, patience=LONG_ENOUGH)
+    dog = Watchdog(nothing_moves, stuck_after=LONG_ENOUGH)
+
+    def waits() -> None:
+        go_on.wait()
+
     dog.start("scout", go_on.wait)
-    assert dog.watch() == ["scout stands at wait() in threading.py"]
+    dog.start("critic", waits)
+    line = waits.__code__.co_firstlineno + 1
+    assert dog.watch() == [
+        "scout  stands at wait() in threading.py",
+        f"critic stands at test_watchdog.py:{line}    go_on.wait()",  # a column
+    ]
     go_on.set()
     join("scout", "critic")
 
 
+def test_an_agent_that_has_just_ended_is_not_shown() -> None:
+    assert watchdog._standing({"scout": threading.Thread(target=int)}) == []
+
+
+def test_an_agent_can_be_added_during_the_watch() -> None:
+    dog = Watchdog(nothing_moves, stuck_after=NEVER)
+
+    class Adds(threading.Thread):
+        def is_alive(self) -> bool:
+            dog.start("another", int)
+            return False
+
+    dog._watched["scout"] = Adds()
+    assert dog.watch() == []
+    join("another")
+
+
 def test_a_long_line_is_cut() -> None:
-    dog = Watchdog(nothing_moves, patience=LONG_ENOUGH)
+    dog = Watchdog(nothing_moves, stuck_after=LONG_ENOUGH)
     event_of_a_very_long_name = SimpleNamespace(that_nobody_sets=threading.Event())
 
     def waits() -> None:
@@ -171,7 +199,7 @@ def test_a_long_line_is_cut() -> None:
 
 
 async def test_waiting_tasks_stand_where_they_await_however_deep() -> None:
-    slot, dog = asyncio.Semaphore(1), Watchdog(nothing_moves, patience=LONG_ENOUGH)
+    slot, dog = asyncio.Semaphore(1), Watchdog(nothing_moves, stuck_after=LONG_ENOUGH)
 
     async def ask() -> None:
         async with slot:
@@ -195,7 +223,7 @@ async def test_waiting_tasks_stand_where_they_await_however_deep() -> None:
 
 def test_a_frozen_loop_stands_where_its_running_task_does() -> None:
     lock, begun = threading.Lock(), threading.Event()
-    dog = Watchdog(nothing_moves, patience=LONG_ENOUGH)
+    dog = Watchdog(nothing_moves, stuck_after=LONG_ENOUGH)
 
     def enter() -> None:
         begun.set()
@@ -221,8 +249,8 @@ def test_a_frozen_loop_stands_where_its_running_task_does() -> None:
     assert dog.watch() == []
 
 
-async def test_a_finished_task_is_not_told_whatever_its_end() -> None:
-    dog = Watchdog(nothing_moves, patience=NEVER)
+async def test_a_failed_task_has_finished() -> None:
+    dog = Watchdog(nothing_moves, stuck_after=NEVER)
 
     async def fails() -> None:
         raise ConnectionError("no server")

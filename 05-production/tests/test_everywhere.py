@@ -131,7 +131,9 @@ def test_what_is_not_retried_costs_one_answer_at_most(lab: Callable[[], Lab]) ->
 @pytest.mark.parametrize("lab", [Lab, InOrder, Nested])
 def test_every_order_of_answers_keeps_all_of_them(lab: Callable[[], Lab]) -> None:
     here = lab()
-    report = explore(here, here.all_are_answered, late=0)  # no timeout comes first
+    report = explore(
+        here, here.all_are_answered, max_timer_delay=0
+    )  # no timeout comes first
     assert report.exhausted, report
 
 

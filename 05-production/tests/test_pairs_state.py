@@ -18,7 +18,7 @@ import pytest
 from agents import Journal, JournalError
 from racelab import Ask, Timeline, Watchdog, watchdog
 from racelab.explore import cancel_everywhere, clock, explore, fail_everywhere
-from racelab.explore.search import Report
+from racelab.explore.search import SearchResult
 from racelab.fakes import fake_ask
 from racelab.pytest.plugin import LoadScript, RunScript
 
@@ -56,7 +56,7 @@ def test_every_run_ends_the_same(
 ) -> None:
     """`resume` runs processes of its own; below it is killed in many more baselines."""
     if side == "broken":  # nobody moves for ever, so a short look is as good
-        monkeypatch.setattr(watchdog, "PATIENCE", 0.05)
+        monkeypatch.setattr(watchdog, "STUCK_AFTER", 0.05)
     runs = [run_inprocess(f"{side}_{pair}.py") for _ in range(RUNS)]
     assert {ran.word for ran in runs} == {"OK" if side == "fixed" else "BROKEN"}
     assert {ran.numbers for ran in runs} == {NUMBERS[pair][side == "fixed"]}
@@ -72,7 +72,7 @@ def test_a_solution_reaches_the_verdict_of_its_exercise(
 # nested_slots
 
 
-def explored(module: ModuleType, leads: int = 3, slots: int = 3) -> Report:
+def explored(module: ModuleType, leads: int = 3, slots: int = 3) -> SearchResult:
     """A team of so many leads, each with a helper, in every order of the answers."""
     team = dict(list(module.HELPERS.items())[:leads])
     vars(module).update(HELPERS=team, SLOTS=slots, AGENTS=(*team, *team.values()))
@@ -106,7 +106,7 @@ def test_as_many_leads_as_slots_stop_before_anybody_has_asked(
 ) -> None:
     report = explored(load_script("broken_nested_slots.py"))
     assert (report.kind, report.failing) == ("deadlock", "")
-    assert "async with team.slots:" in report.says
+    assert "async with team.slots:" in report.message
 
 
 def test_without_a_slot_in_hand_all_finish_in_every_order(
@@ -236,7 +236,7 @@ def test_a_slot_is_given_back_whenever_a_call_is_cancelled_or_fails(
 # shutdown
 
 
-def cancelled_everywhere(flush: Any, module: ModuleType) -> Report:
+def cancelled_everywhere(flush: Any, module: ModuleType) -> SearchResult:
     """Is each record in the log or in the database, wherever a flush is cancelled?"""
     records = [(f"agent {number}", number) for number in range(2 * module.BATCH + 1)]
     log = module.Log(module.Database(), Timeline("log"))

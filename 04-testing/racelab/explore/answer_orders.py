@@ -6,32 +6,34 @@
     print(report)          # all 6 orders hold, or the order that fails, drawn
     replay(run, report.failing, ...)  # the line of names that fails, once more
 
-What differs from run to run in a team of agents is the order of the answers: all else
-asyncio does the same way every time. So `run(ask)` is given an `ask` whose calls wait,
-on a stock event loop in virtual time. When nobody can run, a strategy picks what comes
-next: one of the answers that are waited for, or the next timer. If there is neither,
-that is a deadlock.
+What differs from run to run in a team of agents is the order of the answers, because
+asyncio does everything else the same way every time. So you write `run(ask)`, and the
+calls of its `ask` wait, on a stock event loop in virtual time. When no task can run, a
+strategy chooses what comes next: one of the answers that are waited for, or the next
+timer. If there is neither, that is a deadlock.
 
 A schedule is a line of names, `scout#1 critic#1 scout#2`: first the scout's first call
-is answered, then the critic's, and so on; `clock#1` is the first timer that goes off.
-An agent is the one of `agents` that the question names, if it names just one; else the
-task: its own name, if somebody gave it one, or that of its coroutine with a number,
+is answered, then the critic's, and so on. `clock#1` is the first timer that goes off.
+An agent is the one of `agents` that the question names, if it names just one. Else it
+is the task: the name that your code gave it, or that of its coroutine with a number,
 `research-1`, in the order in which the tasks were created.
 
 Options of `explore` and `replay`:
 
-- `agents`: run is called as `run(ask, timeline)`, as a script's is, with a timeline of
-  these agents: `explore(script.run, check, agents=script.AGENTS)`.
-- `answer`: a function from the question to the answer; what it raises, `ask` raises.
-- `late`: an answer comes at most this many timers late (4): a heartbeat beats for ever.
-- `steps`: more answers and timers than this (1000) in one run are a livelock.
-- `wider`: any runnable task may be next, not the first in line. That finds windows made
-  of `sleep(0)` alone, and may flag code that relies on first in, first out.
+- `agents`: call `run(ask, timeline)` as a script does, with a timeline of these agents:
+  `explore(script.run, check, agents=script.AGENTS)`.
+- `answer`: a function from the question to the answer. `ask` raises what it raises.
+- `max_timer_delay`: timers that may go off before an answer comes (4). Without a
+  bound, a heartbeat would beat for ever.
+- `max_steps`: more answers and timers than this (1000) in one run are a livelock.
+- `permute_ready_queue`: any task that can run may be next, not only the first in line.
+  That finds windows made of `sleep(0)` alone, but it can also flag code that relies on
+  first in, first out.
 
-The code under test must do the same thing in the same order: no real time, unseeded
+Your code must do the same thing in the same order on each run: no real time, unseeded
 randomness, or order of a set (`asyncio.wait` returns sets, and `asyncio.as_completed`
-starts coroutines, not tasks, in the order of one). `NotTheSame` tells what differs.
-Sockets, threads and processes are refused (`CannotControl`): inject a fake.
+starts coroutines, not tasks, in the order of one). `NotTheSame` shows what differs.
+Sockets, threads and processes raise `CannotControl`: inject a fake instead.
 """
 
 import functools
@@ -40,90 +42,93 @@ import itertools
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Sequence
 from typing import Any, TypedDict, TypeVar, Unpack
 
-from racelab.explore.controlled_loop import World
+from racelab.explore.controlled_loop import ControlledLoop
 from racelab.explore.search import (
-    MOST,
+    MAX_RUNS,
     CannotReplay,
+    Choose,
+    Execution,
     Invariant,
     NotTheSame,
-    Pick,
-    Played,
-    Report,
+    SearchResult,
     Strategy,
     every_order,
 )
 
 T = TypeVar("T")
-Run = Callable[..., Coroutine[Any, Any, T]]
+Program = Callable[..., Coroutine[Any, Any, T]]
 
-TRIES = 300  # runs to shorten a schedule
-WIDER = (
-    " (wider=True: code may rely on first in, first out, and fail here without fault)"
+SHORTENING_RUNS = 300  # at most, to shorten a schedule
+MAY_BE_FALSE = (
+    " (permute_ready_queue=True: code may rely on first in, first out, and fail here "
+    "without fault)"
 )
 
 
-class Options(TypedDict, total=False):
+class ExploreOptions(TypedDict, total=False):
     agents: Sequence[str]
     answer: Callable[[str], str]
-    late: int
-    steps: int
-    wider: bool
+    max_timer_delay: int
+    max_steps: int
+    permute_ready_queue: bool
 
 
 def explore(
-    run: Run[T],
+    run: Program[T],
     invariant: Invariant[T] | None = None,
     *,
     strategy: Strategy | None = None,
-    runs: int = MOST,
+    runs: int = MAX_RUNS,
     state: Callable[[], Hashable] | None = None,
-    **options: Unpack[Options],
-) -> Report:
-    """Play `run(ask)` in one order after another, until one fails.
+    **options: Unpack[ExploreOptions],
+) -> SearchResult:
+    """Run `run(ask)` in one order after another, until one fails.
 
-    Without a `strategy`, in every order, depth-first. `state` merges what is equal: a
-    function that gives all data on which the rest of a run depends, locals included;
-    who waits where is taken care of. What it leaves out, the search is blind to.
+    Without a `strategy`, try every order, depth-first. `state` lets the search skip
+    orders that lead to the same state: a function that returns all data on which the
+    rest of a run depends, locals included. Where each task waits is added to it. The
+    search is blind to what `state` leaves out.
     """
     if strategy is not None and state is not None:
         raise ValueError("state: only the search of every order can merge states")
-    world, seen = World(run, invariant, **options), set[Hashable]()
+    loop, seen = ControlledLoop(run, invariant, **options), set[Hashable]()
 
     def is_new() -> bool:
-        """Whether no run was in this state before."""
+        """Return whether no run was in this state before."""
         before = len(seen)
-        seen.add(world.state(state() if state else None))
+        seen.add(loop.state(state() if state else None))
         return len(seen) > before
 
-    picks = every_order(is_new if state else None) if strategy is None else strategy
+    orders = every_order(is_new if state else None) if strategy is None else strategy
     tried, exhausted = 0, strategy is None
-    with world.only_asyncio():
-        for pick in picks:
+    with loop.only_asyncio():
+        for choose in orders:
             if tried == runs:
                 exhausted = False
                 break
-            played, tried = world.play(pick), tried + 1
-            if played.kind not in ("", "merged"):
-                return _failure(world, played, tried)
-    return Report(_claim(world, tried, exhausted, bool(state)), tried, exhausted)
+            execution, tried = loop.execute(choose), tried + 1
+            if execution.kind not in ("", "visited"):
+                return _failure(loop, execution, tried)
+    return SearchResult(_claim(loop, tried, exhausted, bool(state)), tried, exhausted)
 
 
 def replay(
-    run: Run[T],
+    run: Program[T],
     schedule: str,
     invariant: Invariant[T] | None = None,
-    **options: Unpack[Options],
-) -> Report:
-    """Play `run(ask)` in this order; after its end, first in, first out.
+    **options: Unpack[ExploreOptions],
+) -> SearchResult:
+    """Run `run(ask)` in the order of `schedule`, and then first in, first out.
 
     Raises `CannotReplay` if a name is not on offer when its turn comes.
     """
-    world = World(run, invariant, **options)
-    with world.only_asyncio():
-        played = world.play(follow(schedule.split()), record=True)
-    failing = schedule if played.kind else None
-    says = played.says or "it holds in this order"
-    return Report(says, 1, False, played.kind, failing, played.timeline)
+    loop = ControlledLoop(run, invariant, **options)
+    with loop.only_asyncio():
+        execution = loop.execute(follow(schedule.split()), record=True)
+    failing = schedule if execution.kind else None
+    message = execution.message or "it holds in this order"
+    kind, timeline = execution.kind, execution.timeline
+    return SearchResult(message, 1, False, kind, failing, timeline)
 
 
 def for_every_order(*test: Any, **arguments: Any) -> Any:
@@ -152,11 +157,15 @@ def for_every_order(*test: Any, **arguments: Any) -> Any:
     return check
 
 
-def follow(schedule: Iterable[str], strict: bool = True) -> Pick:
-    """These names, then first in, first out. Not strict: a name waits for its turn."""
+def follow(schedule: Iterable[str], strict: bool = True) -> Choose:
+    """Choose these names, and then first in, first out.
+
+    A name that is not on offer raises `CannotReplay`. If not `strict`, it waits for its
+    turn.
+    """
     names = list(schedule)
 
-    def pick(choices: list[str]) -> str:
+    def choose(choices: list[str]) -> str:
         if names and names[0] in choices:
             return names.pop(0)
         if names and strict:
@@ -164,40 +173,39 @@ def follow(schedule: Iterable[str], strict: bool = True) -> Pick:
             raise CannotReplay(f"{names[0]} is not on offer here, only: {on_offer}")
         return choices[0]
 
-    return pick
+    return choose
 
 
 # What comes out
 
 
-def _failure(world: World, played: Played, tried: int) -> Report:
-    line = _shortened(world, played)
-    again = world.play(follow(line), record=True)
-    if again.kind != played.kind:
-        raise NotTheSame(
-            f"{' '.join(line)}: {played.kind}, then {again.kind or 'fine'}"
-        )
-    says = again.says + (WIDER if world.wider else "")
-    return Report(says, tried, False, again.kind, " ".join(line), again.timeline)
+def _failure(loop: ControlledLoop, execution: Execution, tried: int) -> SearchResult:
+    names = _shortened(loop, execution)
+    again = loop.execute(follow(names), record=True)
+    schedule = " ".join(names)
+    if again.kind != execution.kind:
+        raise NotTheSame(f"{schedule}: {execution.kind}, then {again.kind or 'fine'}")
+    message = again.message + (MAY_BE_FALSE if loop.permute_ready_queue else "")
+    return SearchResult(message, tried, False, again.kind, schedule, again.timeline)
 
 
-def _shortened(world: World, played: Played) -> list[str]:
-    """The shortest line found that ends in the same kind of failure."""
+def _shortened(loop: ControlledLoop, execution: Execution) -> list[str]:
+    """Return the shortest schedule found that ends in the same kind of failure."""
     tries = itertools.count()
 
-    def failing(line: list[str]) -> list[str]:
-        """What is played if we follow this line as far as we can; [] if it holds."""
-        if next(tries) >= TRIES:
+    def failing(names: list[str]) -> list[str]:
+        """Return what runs if we follow `names` as far as we can; [] if it holds."""
+        if next(tries) >= SHORTENING_RUNS:
             return []
-        again = world.play(follow(line, strict=False))
-        return again.schedule if again.kind == played.kind else []
+        again = loop.execute(follow(names, strict=False))
+        return again.schedule if again.kind == execution.kind else []
 
-    def beginning(line: list[str]) -> list[str]:
-        """As much of a failing line as is needed: the rest is first in, first out."""
-        lengths = range(1, len(line))
-        return next((line[:n] for n in lengths if failing(line[:n])), line)
+    def beginning(names: list[str]) -> list[str]:
+        """Drop the end of a failing schedule that is first in, first out anyway."""
+        lengths = range(1, len(names))
+        return next((names[:n] for n in lengths if failing(names[:n])), names)
 
-    best, place = beginning(played.schedule), 0
+    best, place = beginning(execution.schedule), 0
     while place < len(best):
         less = failing(best[:place] + best[place + 1 :])
         shorter = beginning(less)
@@ -208,15 +216,14 @@ def _shortened(world: World, played: Played) -> list[str]:
     return best
 
 
-def _claim(world: World, tried: int, exhausted: bool, merged: bool) -> str:
+def _claim(loop: ControlledLoop, tried: int, exhausted: bool, merged: bool) -> str:
     if not exhausted:
-        says = f"{tried:,} tried, none fails"
+        message = f"{tried:,} tried, none fails"
     elif merged:
-        says = f"all orders hold ({tried:,} runs, equal states merged)"
+        message = f"all orders hold ({tried:,} runs, equal states merged)"
     else:
-        says = f"all {tried:,} orders hold"
-    if world.wider:
-        says += WIDER
-    if world.withheld:
-        says += f", as long as no answer comes more than {world.late} timers late"
-    return says
+        message = f"all {tried:,} orders hold"
+    if loop.timer_bound_hit:
+        bound = loop.max_timer_delay
+        message += f", as long as no answer comes more than {bound} timers late"
+    return message

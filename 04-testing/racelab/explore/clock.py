@@ -1,22 +1,24 @@
-"""Virtual time for asyncio: when nobody can run, time jumps to the next timer.
+"""Virtual time for asyncio: when no task can run, time jumps to the next timer.
 
-    from racelab import clock
+    from racelab.explore import clock
 
     assert clock.run(a_day_of_retries()) == "done"  # in milliseconds
 
 `VirtualLoop` is a stock event loop that keeps its timers itself. asyncio asks the
-selector to wait without end exactly when nobody can run: then the next timer is due.
-So time is exact to the float, stands still while anybody works, and is the same on
-every run. (Who waits for less than a float can say, again and again, gets one float
-more.) What it needs:
+selector to wait without end exactly when no task can run, and then the next timer is
+due. So time is exact to the float, stands still while a task works, and is the same on
+every run. (Code that waits again and again for less than a float can express gets one
+float more, so that it does not wait for ever.) What it needs:
 
 - The code sleeps, times out and paces itself by asyncio: `asyncio.sleep`,
   `asyncio.timeout`, `loop.time()`. `time.time()` and `time.sleep()` stay real.
 - No sockets: a server would need real time. Inject a fake `ask` instead.
-- Work in threads (`asyncio.to_thread`) takes no virtual time: the loop waits for it.
+- Work in threads (`asyncio.to_thread`) takes no virtual time, because the loop waits
+  for it.
 
-When nobody can run and there is no timer, real code would hang. Here `Stuck` says who
-waits where. In pytest, `@pytest.mark.virtual_time` runs an async test on such a loop.
+When no task can run and there is no timer, real code would hang. Here `Stuck` shows the
+line at which each task waits. In pytest, `@pytest.mark.virtual_time` runs an async test
+on such a loop.
 """
 
 import asyncio
@@ -36,8 +38,8 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 Timer = tuple[float, int, Any, Any]  # when, number, its handle, what rings it
 Events = list[tuple[selectors.SelectorKey, int]]
-TURNS = 1_000_000  # of the loop at one moment of virtual time: somebody polls the clock
-AT_ONCE = 10  # timers that are set, at one moment, for that moment
+MAX_TURNS = 1_000_000  # of the loop at one moment: some task polls the clock
+MAX_TIMERS_AT_ONCE = 10  # that are set, at one moment, for that moment
 
 
 class Stuck(ReaderError):
@@ -49,13 +51,13 @@ class CannotControl(ReaderError):
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run(main)` in virtual time, which starts at 0."""
+    """Run `main` as `asyncio.run` does, in virtual time, which starts at 0."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(main)
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose time passes only when nobody can run, and then at once."""
+    """An event loop whose time passes only when no task can run, and then at once."""
 
     def __init__(self) -> None:
         self.now = 0.0  # seconds
@@ -83,7 +85,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         heapq.heappush(self.timers, (when, self._set, timer, ring))
         if when <= self.now:
             self._at_once += 1
-            if self._at_once > AT_ONCE:  # somebody waits for less than a float can say
+            if self._at_once > MAX_TIMERS_AT_ONCE:  # less than a float can say
                 self._pass(math.nextafter(self.now, math.inf))
         return timer
 
@@ -93,27 +95,29 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             self.now, self._at_once = until, 0
 
     def turn(self, timeout: float | None) -> Events:
-        """What happens before each turn of the loop; None: nobody can run."""
+        """Do what comes before each turn of the loop. None: no task can run."""
         events: Events = []
         self._turns += 1
         if timeout is None and self._in_threads:
             events = self._select.really_wait()
         elif timeout is None and not self.jump():
             raise Stuck(f"waits for ever: {'; '.join(waiting(self))}")
-        elif self._turns > TURNS:
+        elif self._turns > MAX_TURNS:
             self._turns = 0  # the loop goes on, to cancel what is left
-            raise Stuck(f"busy for {TURNS:,} turns at {self.now:g} s: nobody waits")
+            raise Stuck(
+                f"busy for {MAX_TURNS:,} turns at {self.now:g} s: no task waits"
+            )
         self.ring_what_is_due()
         return events
 
     def next_timer(self) -> float:
-        """When the next timer goes off; infinity if there is none."""
+        """Return the time of the next timer, or infinity if there is none."""
         while self.timers and self.timers[0][2].cancelled():
             heapq.heappop(self.timers)
         return self.timers[0][0] if self.timers else math.inf
 
     def jump(self) -> bool:
-        """Let time pass until the next timer. False if there is none."""
+        """Let time pass until the next timer. Return False if there is none."""
         when = self.next_timer()
         if when < math.inf:
             self._pass(when)
@@ -159,7 +163,7 @@ def _ring(
 
 
 class _Selector(selectors.DefaultSelector):
-    """Asks the loop instead of the operating system."""
+    """A selector that asks the loop instead of the operating system."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""One run of the code under test, with the order of its answers in our hands.
+"""Run the code under test once, delivering the answers in an order that we choose.
 
-`World` is a stock event loop in virtual time (`clock`). Its `ask` makes each call wait.
-asyncio asks the selector to wait exactly when nobody can run: then `pick` chooses, of
-the calls that wait and the next timer, what comes next. If there is neither, that is a
-deadlock. `answer_orders` explains names and options.
+`ControlledLoop` is a stock event loop in virtual time (`clock`). Its `ask` makes each
+call wait. asyncio asks the selector to wait exactly when no task can run. Then `choose`
+decides what comes next: one of the calls that wait, or the next timer. If there is
+neither, that is a deadlock. `answer_orders` explains names and options.
 """
 
 import asyncio
@@ -25,13 +25,13 @@ from typing import Any, NoReturn, TypeVarTuple
 from unittest import mock
 
 from racelab.explore.clock import CannotControl, Events, VirtualLoop
-from racelab.explore.search import LeftBehind, Merged, Pick, Played, draw
+from racelab.explore.search import AlreadyVisited, Choose, Execution, LeftBehind, draw
 from racelab.timeline import Timeline
-from racelab.where import caller, describe, frames_of, tasks_of, waiting
+from racelab.where import caller, describe, frames_of_task, tasks_of, waiting
 
 Ts = TypeVarTuple("Ts")
-SPINS = 1_000  # turns of the loop without a pause: somebody waits by `sleep(0)`
-ATTEMPTS = 100  # to stop the tasks that a run leaves behind
+MAX_TURNS = 1_000  # of the loop without a pause: some task waits by `sleep(0)`
+CANCEL_ATTEMPTS = 100  # to stop the tasks that a run leaves behind
 OUT_OF_CONTROL = (
     (threading.Thread, "start", "a thread"),
     (concurrent.futures.ThreadPoolExecutor, "submit", "a thread"),
@@ -39,21 +39,20 @@ OUT_OF_CONTROL = (
     (socket.socket, "bind", "a socket"),
     (subprocess.Popen, "__init__", "a process"),
 )
-unstoppable: list[asyncio.Task[Any]] = []  # held, or Python complains about each
 
 
 @dataclass(eq=False, repr=False)
-class World(VirtualLoop):
-    """The event loop that plays one schedule after another."""
+class ControlledLoop(VirtualLoop):
+    """The event loop that executes one schedule after another."""
 
     run: Callable[..., Coroutine[Any, Any, Any]]
     invariant: Callable[[Any], object] | None = None
     agents: Sequence[str] = ()
     answer: Callable[[str], str] = "On {!r}: yes.".format
-    late: int = 4
-    steps: int = 1000
-    wider: bool = False
-    withheld = False  # a timer was, because an answer was late enough
+    max_timer_delay: int = 4
+    max_steps: int = 1000
+    permute_ready_queue: bool = False
+    timer_bound_hit = False  # a timer was withheld, because an answer was late enough
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -68,17 +67,17 @@ class World(VirtualLoop):
             for agent in self.agents
         ]
 
-    def play(self, pick: Pick, record: bool = False) -> Played:
+    def execute(self, choose: Choose, record: bool = False) -> Execution:
         """Run once, and leave nothing behind."""
-        self.pick, self.record = pick, record
+        self.choose, self.record = choose, record
         self.schedule: list[str] = []
-        self.notes: list[tuple[int, str, str]] = []  # step, who, what
+        self.notes: list[tuple[int, str, str]] = []  # step, agent, what
         self.pending: dict[str, tuple[asyncio.Future[None], int]] = {}
-        self.held: dict[str, Callable[[], object]] = {}  # steps of tasks, if `wider`
+        self.held: dict[str, Callable[[], object]] = {}  # steps of tasks, if permuted
         self.counts = Counter[str]()
         self.starting: list[str] = []  # tasks that are being created
         self.now, self.jumps, self.spins, self.attempts = 0.0, 0, 0, 0
-        self.ended, self.kind, self.says = False, "", ""
+        self.ended, self.kind, self.message = False, "", ""
         self.broken: Exception | None = None
         self.set_exception_handler(lambda *_: None)  # what asyncio would only log
         self.call_soon(sys.set_asyncgen_hooks, self.generators.add, self._finalize)
@@ -92,14 +91,13 @@ class World(VirtualLoop):
             raise self.broken
         if not self.kind:
             self._judge(main)
-        return Played(
-            self.schedule, self.kind, self.says, draw(self.agents, self.notes)
-        )
+        timeline = draw(self.agents, self.notes)
+        return Execution(self.schedule, self.kind, self.message, timeline)
 
     # The names
 
     def ask(self, question: str) -> Coroutine[Any, Any, str]:
-        """The model of the code under test: its answers come when they are picked."""
+        """Ask the model of the code under test. The answer comes when it is chosen."""
         return self._ask(question, caller() if self.record else "")
 
     async def _ask(self, question: str, line: str) -> str:
@@ -130,20 +128,24 @@ class World(VirtualLoop):
             name = f"{kind}{self.counts[kind]}"
         self.starting.append(str(name))  # an eager task runs before it has its name
         try:
-            return super().create_task(coro, name=name, **options)
+            task = super().create_task(coro, name=name, **options)
         finally:
             self.starting.pop()
+        # From Python 3.14 on, the name is only an option of the task factory, which may
+        # drop it. The number that asyncio gives instead differs from run to run.
+        task.set_name(str(name))
+        return task
 
     # The choices
 
     def turn(self, timeout: float | None) -> Events:
-        self.spins = 0 if timeout is None or self.spins > SPINS else self.spins + 1
-        pause = timeout is None or self.spins > SPINS
+        self.spins = 0 if timeout is None or self.spins > MAX_TURNS else self.spins + 1
+        pause = timeout is None or self.spins > MAX_TURNS
         try:
             if pause and not self.ended:
-                self._next(nobody_can_run=timeout is None)
-        except Merged:
-            self._fail("merged", "")
+                self._next(all_wait=timeout is None)
+        except AlreadyVisited:
+            self._fail("visited", "")
         except Exception as error:
             self.ended, self.broken = True, error
         if self.ended:
@@ -151,18 +153,18 @@ class World(VirtualLoop):
         self.ring_what_is_due()
         return []
 
-    def _next(self, nobody_can_run: bool) -> None:
+    def _next(self, all_wait: bool) -> None:
         """Let one answer arrive, or let time pass."""
         choices = self._choices()
         where = "\n".join(["", *waiting(self)]) if not choices else ""
-        if not choices and nobody_can_run:
+        if not choices and all_wait:
             self._fail("deadlock", f"deadlock: all wait for each other{where}")
         elif not choices:
             self._fail("livelock", f"livelock: all are busy, and none gets on{where}")
-        elif len(self.schedule) == self.steps:
-            self._fail("livelock", f"livelock: no end after {self.steps} steps")
+        elif len(self.schedule) == self.max_steps:
+            self._fail("livelock", f"livelock: no end after {self.max_steps} steps")
         else:
-            name = self.pick(choices)
+            name = self.choose(choices)
             self.schedule.append(name)
             self._do(name)
 
@@ -171,11 +173,12 @@ class World(VirtualLoop):
         choices += [name for name, (call, _) in self.pending.items() if not call.done()]
         if not self.held and self.next_timer() < inf:
             if all(
-                self.jumps - since < self.late for _, since in self.pending.values()
+                self.jumps - since < self.max_timer_delay
+                for _, since in self.pending.values()
             ):
                 choices.append(f"clock#{self.jumps + 1}")
             else:
-                self.withheld = True
+                self.timer_bound_hit = True
         return choices
 
     def _do(self, name: str) -> None:
@@ -197,7 +200,7 @@ class World(VirtualLoop):
         context: Context | None = None,
     ) -> asyncio.Handle:
         task = getattr(callback, "__self__", None)
-        if not self.wider or not isinstance(task, asyncio.Task):
+        if not self.permute_ready_queue or not isinstance(task, asyncio.Task):
             return super().call_soon(callback, *args, context=context)
         soon = partial(super().call_soon, callback, *args, context=context)
         name = (self.starting[-1] if self.starting else task.get_name()) + "+"
@@ -206,11 +209,14 @@ class World(VirtualLoop):
         return asyncio.Handle(callback, args, self, context)  # no task uses it
 
     def state(self, shared: Hashable) -> Hashable:
-        """Two runs with the same state here go on in the same ways."""
+        """Return what decides how a run can go on, `shared` included."""
         return (
             shared,
             frozenset(
-                (task.get_name(), *((code, at) for code, _, at in frames_of(task)))
+                (
+                    task.get_name(),
+                    *((f.f_code, f.f_lasti) for f in frames_of_task(task)),
+                )
                 for task in asyncio.all_tasks(self)
             ),
             frozenset(
@@ -224,8 +230,8 @@ class World(VirtualLoop):
     def _end(self, main: object) -> None:
         self.ended = True
 
-    def _fail(self, kind: str, says: str) -> None:
-        self.ended, self.kind, self.says = True, kind, says
+    def _fail(self, kind: str, message: str) -> None:
+        self.ended, self.kind, self.message = True, kind, message
 
     def _judge(self, main: asyncio.Task[Any]) -> None:
         try:
@@ -247,21 +253,20 @@ class World(VirtualLoop):
         except Exception as error:
             self._fail("invariant", f"the invariant raises {describe(error)}")
 
-    def _clear(self, nobody_can_run: bool, pause: bool) -> None:
+    def _clear(self, all_wait: bool, pause: bool) -> None:
         """Stop what is left, as `asyncio.run` does: cancel, and wait for the end."""
         left = tasks_of(self)
         if self.held:
             for name in list(self.held):
                 self._do(name)
-        elif not left and nobody_can_run and self.generators:
+        elif not left and all_wait and self.generators:
             for generator in list(self.generators):
                 self._finalize(generator)
             self.generators.clear()
             self.attempts += 1
-        elif not left and nobody_can_run:
+        elif not left and all_wait:
             self.stop()
-        elif self.attempts > ATTEMPTS:
-            unstoppable.extend(left)
+        elif self.attempts > CANCEL_ATTEMPTS:
             self.broken = LeftBehind(f"cannot be stopped: {'; '.join(waiting(self))}")
             self.stop()
         elif pause or not self.attempts:
@@ -322,12 +327,12 @@ class World(VirtualLoop):
 
 
 class Marks(Timeline):
-    """The timeline of the code under test; a recorded run draws its marks, too."""
+    """The timeline of the code under test. A recorded run draws its marks, too."""
 
-    def __init__(self, world: World) -> None:
-        super().__init__(*world.agents, clock=world.time)
-        self._world = world
+    def __init__(self, loop: ControlledLoop) -> None:
+        super().__init__(*loop.agents, clock=loop.time)
+        self._loop = loop
 
     def mark(self, agent: str, what: str) -> None:
         super().mark(agent, what)
-        self._world.note(agent, what)
+        self._loop.note(agent, what)

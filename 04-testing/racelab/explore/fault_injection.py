@@ -1,15 +1,15 @@
-"""Cancel at every checkpoint, fail at every call: what is left must still be right.
+"""Cancel at every checkpoint, fail at every call, and check what is left each time.
 
     from racelab.explore import cancel_everywhere, fail_everywhere
 
     report = cancel_everywhere(run, lambda: pool.free == 2)
     report = fail_everywhere(run, lambda: pool.free == 2)
 
-`run(ask)` is played again and again, with answers first in, first out, as `explore`
-plays it: once for each task and each turn of the loop at which it could be cancelled,
-or once for each call of `ask` that can fail. `run` may then give up or go on. But it
-must come to an end and raise nothing but the cancellation or failure (or what it raises
-`from` that), and then the invariant must hold.
+`run(ask)` runs again and again, as under `explore`, with answers first in, first out:
+once for each task and each turn of the loop at which it could be cancelled, or once for
+each call of `ask` that can fail. `run` may then give up or go on. But it must come to
+an end, and it must raise nothing but the cancellation or failure (or what it raises
+`from` that). Then the invariant must hold.
 """
 
 import asyncio
@@ -17,11 +17,11 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, Unpack
 
-from racelab.explore.answer_orders import Options, Run, follow
+from racelab.explore.answer_orders import ExploreOptions, Program, follow
 from racelab.explore.clock import Events
-from racelab.explore.controlled_loop import World
-from racelab.explore.search import Report
-from racelab.where import describe, line_of, tasks_of
+from racelab.explore.controlled_loop import ControlledLoop
+from racelab.explore.search import SearchResult
+from racelab.where import describe, frames_of_task, line_of, tasks_of
 
 
 class Injected(ConnectionError):
@@ -29,57 +29,57 @@ class Injected(ConnectionError):
 
 
 def cancel_everywhere(
-    run: Run[Any],
+    run: Program[Any],
     invariant: Callable[[], object],
     only: str | None = None,
-    **options: Unpack[Options],
-) -> Report:
+    **options: Unpack[ExploreOptions],
+) -> SearchResult:
     """Cancel each task at each turn of the loop, one after another, run by run.
 
-    `only` repeats one of them: `writer@7` is the task of that name, at the 7th turn.
+    `only`: one of them to repeat. `writer@7` is the task of that name, at the 7th turn.
     """
-    world = _Cancels(run, lambda _: invariant(), **options)
-    with world.only_asyncio():
-        world.play(follow([]))
-        points = list(world.points) if only is None else [only]
-        return _first_failure(world, points, "cancel", "cancellations")
+    loop = _Cancels(run, lambda _: invariant(), **options)
+    with loop.only_asyncio():
+        loop.execute(follow([]))
+        points = list(loop.points) if only is None else [only]
+        return _first_failure(loop, points, "cancel", "cancellations")
 
 
 def fail_everywhere(
-    run: Run[Any],
+    run: Program[Any],
     invariant: Callable[[], object],
     only: str | None = None,
     error: Callable[[], Exception] = Injected,
-    **options: Unpack[Options],
-) -> Report:
-    """Let the 1st call of `ask` fail, then, in another run, the 2nd, and so on.
+    **options: Unpack[ExploreOptions],
+) -> SearchResult:
+    """Fail the 1st call of `ask`, then, in another run, the 2nd, and so on.
 
-    `only` repeats one of them: "3" is the third call.
+    `only`: one of them to repeat. "3" is the third call. `error`: returns the failure.
     """
-    world = _Fails(run, lambda _: invariant(), **options)
-    world.error = error
-    with world.only_asyncio():
-        world.play(follow([]))
-        points = list(map(str, range(1, world.calls + 1))) if only is None else [only]
-        return _first_failure(world, points, "fail", "failing calls")
+    loop = _Fails(run, lambda _: invariant(), **options)
+    loop.error = error
+    with loop.only_asyncio():
+        loop.execute(follow([]))
+        points = list(map(str, range(1, loop.calls + 1))) if only is None else [only]
+        return _first_failure(loop, points, "fail", "failing calls")
 
 
 def _first_failure(
-    world: "_Everywhere", points: list[str], name: str, what: str
-) -> Report:
+    loop: "_Everywhere", points: list[str], name: str, what: str
+) -> SearchResult:
     for tried, point in enumerate(points, 1):
-        world.point = point
-        if world.play(follow([])).kind:
-            played = world.play(follow([]), record=True)
+        loop.point = point
+        if loop.execute(follow([])).kind:
+            execution = loop.execute(follow([]), record=True)
             again = f"{name}_everywhere(run, invariant, only={{!r}}, ...)"
-            says = f"{name} {point}: {played.says}"
-            timeline = played.timeline
-            return Report(says, tried, False, played.kind, point, timeline, again)
-    return Report(f"holds for all {len(points)} {what}", len(points), True)
+            message, kind = f"{name} {point}: {execution.message}", execution.kind
+            timeline = execution.timeline
+            return SearchResult(message, tried, False, kind, point, timeline, again)
+    return SearchResult(f"holds for all {len(points)} {what}", len(points), True)
 
 
-class _Everywhere(World):
-    point = ""  # where something happens in this run; nowhere
+class _Everywhere(ControlledLoop):
+    point = ""  # of the fault in this run; none
 
     def _judge(self, main: asyncio.Task[Any]) -> None:
         try:
@@ -95,9 +95,9 @@ class _Everywhere(World):
 
 
 class _Cancels(_Everywhere):
-    def play(self, *pick: Any, **options: Any) -> Any:
+    def execute(self, *choose: Any, **options: Any) -> Any:
         self.turns, self.points = 0, dict[str, None]()
-        return super().play(*pick, **options)
+        return super().execute(*choose, **options)
 
     def turn(self, timeout: float | None) -> Events:
         if not self.ended:
@@ -107,7 +107,10 @@ class _Cancels(_Everywhere):
                 if not is_unstarted_main(task):
                     self.points[point] = None
                     if point == self.point:
-                        self.note(task.get_name(), f"cancelled at {line_of(task)}")
+                        self.note(
+                            task.get_name(),
+                            f"cancelled at {line_of(frames_of_task(task))}",
+                        )
                         task.cancel()
                         timeout = 0
         return super().turn(timeout)
@@ -120,9 +123,9 @@ class _Fails(_Everywhere):
     error: Callable[[], Exception]
     injected: Exception | None = None
 
-    def play(self, *pick: Any, **options: Any) -> Any:
+    def execute(self, *choose: Any, **options: Any) -> Any:
         self.calls, self.injected = 0, None
-        return super().play(*pick, **options)
+        return super().execute(*choose, **options)
 
     def answered(self, question: str) -> str:
         self.calls += 1
@@ -142,7 +145,7 @@ def is_unstarted_main(task: asyncio.Task[Any]) -> bool:
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, those that it groups, and what it was raised from."""
+    """Yield `error`, those that it groups, and what it was raised from."""
     if error is not None:
         yield error
         if isinstance(error, BaseExceptionGroup):

@@ -1,4 +1,4 @@
-"""What both explorers share: how a search goes, what it plays, and what comes out."""
+"""What both explorers share: strategies, one execution, and the result of a search."""
 
 import itertools
 import random
@@ -9,52 +9,51 @@ from typing import TypeVar
 from racelab.reader_error import ReaderError
 
 T = TypeVar("T")
-Pick = Callable[[list[str]], str]  # what comes next, of the names on offer
+Choose = Callable[[list[str]], str]  # returns the name that comes next
 # True or None: it holds. Anything else, or an AssertionError: it does not.
 Invariant = Callable[[T], object]
-# One pick for each run.
-Strategy = Iterable[Pick]
+Strategy = Iterable[Choose]  # one `Choose` for each run
 
-MOST = 100_000  # runs, unless the caller asks for more
+MAX_RUNS = 100_000  # unless the caller asks for more
 
 
 class LeftBehind(ReaderError):
-    """A task cannot be stopped: it swallows each cancellation."""
+    """A task or thread cannot be stopped, because it swallows each cancellation."""
 
 
 class CannotReplay(ReaderError):
-    """A schedule does not fit the code: it has changed since."""
+    """A schedule does not fit the code. The code has changed since."""
 
 
 class NotTheSame(ReaderError):
-    """The same choices led to something else: the code under test is not repeatable."""
+    """The same choices led to something else, so the code is not repeatable."""
 
 
-class Merged(Exception):
-    """Raised by a `pick`: an earlier run has been here."""
+class AlreadyVisited(Exception):
+    """Raised by a `Choose` in a state that an earlier run has visited."""
 
 
 @dataclass(frozen=True)
-class Played:
-    """How one run ended."""
+class Execution:
+    """How one run of the code under test ended."""
 
     schedule: list[str]
-    kind: str  # "" (it holds), invariant, exception, deadlock, livelock, merged
-    says: str
+    kind: str  # "" (it holds), invariant, exception, deadlock, livelock, visited
+    message: str
     timeline: str
 
 
 @dataclass(frozen=True)
-class Report:
-    """What came of a search: `print(report)`."""
+class SearchResult:
+    """What a search has found: `print(report)` shows it."""
 
-    says: str
+    message: str
     runs: int
     exhausted: bool = False  # every order was tried
     kind: str = ""  # of failure: invariant, exception, deadlock, livelock
     failing: str | None = None  # the schedule: paste it into `replay`
     timeline: str = ""
-    again: str = "replay(run, {!r}, ...)"
+    replay_call: str = "replay(run, {!r}, ...)"
 
     @property
     def holds(self) -> bool:
@@ -62,31 +61,34 @@ class Report:
 
     def __str__(self) -> str:
         if self.failing is None:
-            return self.says
-        again = self.again.format(self.failing)
-        return "\n".join([self.says, self.timeline, again])
+            return self.message
+        again = self.replay_call.format(self.failing)
+        return "\n".join([self.message, self.timeline, again])
 
 
-def every_order(is_new: Callable[[], bool] | None = None) -> Iterator[Pick]:
-    """Depth-first: the last choice that has another name left takes that one."""
-    path: list[tuple[list[str], int]] = []  # what was on offer, and which was picked
+def every_order(is_new: Callable[[], bool] | None = None) -> Iterator[Choose]:
+    """Search depth-first: the last choice that has another name left takes that one.
+
+    A run stops where `is_new()` is false, because an earlier one has been there.
+    """
+    path: list[tuple[list[str], int]] = []  # the names on offer, and the chosen one
     depth = 0
 
-    def pick(choices: list[str]) -> str:
+    def choose(choices: list[str]) -> str:
         nonlocal depth
         if depth == len(path):
             if is_new is not None and not is_new():
-                raise Merged
+                raise AlreadyVisited
             path.append((choices, 0))
-        offered, picked = path[depth]
+        offered, chosen = path[depth]
         if offered != choices:
             raise _not_the_same(depth, offered, choices)
         depth += 1
-        return choices[picked]
+        return choices[chosen]
 
     while True:
         depth = 0
-        yield pick
+        yield choose
         if depth < len(path):
             raise _not_the_same(depth, path[depth][0], ["nothing"])
         while path and path[-1][1] + 1 == len(path[-1][0]):
@@ -96,8 +98,8 @@ def every_order(is_new: Callable[[], bool] | None = None) -> Iterator[Pick]:
         path[-1] = path[-1][0], path[-1][1] + 1
 
 
-def random_orders(seed: int = 0) -> Iterator[Pick]:
-    """Without end; the same for the same seed."""
+def random_orders(seed: int = 0) -> Iterator[Choose]:
+    """Choose at random, without end. The same seed chooses the same orders."""
     for number in itertools.count():
         yield random.Random(f"{seed}:{number}").choice
 
@@ -111,7 +113,7 @@ def _not_the_same(step: int, before: list[str], now: list[str]) -> NotTheSame:
 
 
 def draw(agents: Sequence[str], notes: list[tuple[int, str, str]]) -> str:
-    """The notes as scripts print them; steps are the places in the schedule."""
+    """Draw the notes as scripts print them. A step is a place in the schedule."""
     who = list(dict.fromkeys([*agents, *(agent for _, agent, _ in notes)]))
     widths = {agent: len(agent) + 2 for agent in who}
     for _, agent, what in notes:
