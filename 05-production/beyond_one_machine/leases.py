@@ -22,7 +22,8 @@ from random import Random
 from typing import Any, Protocol, Self
 
 from agents import Limits, RateLimiter, Remaining, TooLarge
-from agents.rate_limiter import HELD_BACK, JITTER, LONGEST_HELD
+from agents.rate_limiter import JITTER, bucket_of
+from agents.token_bucket import TokenBucket
 
 BATCH = 10  # requests of a lease
 SHARE = 0.5  # seconds: a lease is no more than what the limit lets through in these
@@ -67,33 +68,11 @@ class Lender(Protocol):
     async def news(self, seen: int) -> tuple[int, float]: ...
 
 
-@dataclass(slots=True)
-class Bucket:
-    """What is there and not leased: nothing at first, so a start is never a burst."""
-
-    rate: float  # units a second
-    size: float
-    level: float = 0.0
-    filled: float = 0.0  # up to this moment
-
-    def fill(self, now: float, most: float) -> None:
-        self.add(self.rate * max(0.0, now - self.filled), most)
-        self.filled = max(self.filled, now)
-
-    def add(self, amount: float, most: float) -> None:
-        """Up to `most`; and down, if less than nothing is added, as far as it goes."""
-        up = max(self.level, min(self.level + amount, most))
-        self.level = up if amount > 0 else self.level + amount
-
-    def cap_at(self, level: float | None) -> None:
-        if level is not None:
-            self.level = min(self.level, level)
-
-
-def bucket(per_minute: float | None, burst: float | None) -> Bucket:
-    rate = (per_minute or UNLIMITED) / 60
-    full = max(1, rate) if burst is None else burst
-    return Bucket(rate, max(1, full - min(HELD_BACK * full, LONGEST_HELD * rate)))
+def empty_bucket(per_minute: float | None, burst: float | None) -> TokenBucket:
+    """Nothing is there at first, so a start is never a burst."""
+    bucket = bucket_of(per_minute or UNLIMITED, burst)
+    bucket.cap_at(0.0)
+    return bucket
 
 
 @dataclass(slots=True)
@@ -126,8 +105,8 @@ class Limiter:
     def __init__(self, limits: Limits, restarted: bool = False) -> None:
         if limits.rpm is None and limits.tpm is None:
             raise ValueError("rpm or tpm: there is no limit to share")
-        self._requests = bucket(limits.rpm, limits.request_burst)
-        self._tokens = bucket(limits.tpm, limits.token_burst)
+        self._requests = empty_bucket(limits.rpm, limits.request_burst)
+        self._tokens = empty_bucket(limits.tpm, limits.token_burst)
         self._quiet = EXPIRY + MARGIN if restarted else 0.0
         self._open_at: float | None = None  # by the loop's clock
         self._held: dict[str, Held] = {}
@@ -193,7 +172,7 @@ class Limiter:
         now = asyncio.get_running_loop().time()
         if self._open_at is None:
             self._open_at = now + self._quiet
-            self._requests.filled = self._tokens.filled = self._open_at
+            self._requests.filled_at = self._tokens.filled_at = self._open_at
         return now
 
     def _pause(self, wait: float, tokens: float) -> None:
@@ -202,7 +181,7 @@ class Limiter:
         self._open_at = max(self._open_at, now + wait)
         self._held.clear()
         for each, level in ((self._requests, 1.0), (self._tokens, tokens)):
-            each.level, each.filled = min(each.size, level), self._open_at
+            each.level, each.filled_at = min(each.size, level), self._open_at
         self._back.set()
         self._news.set()
         self._news = asyncio.Event()
@@ -225,7 +204,8 @@ class Limiter:
             (self._requests, report.left.requests),
             (self._tokens, report.left.tokens),
         ):
-            each.cap_at(None if left is None else left + 1 + each.rate * report.age)
+            if left is not None:
+                each.cap_at(left + 1 + each.rate * report.age)
 
     def _take_back(self, worker: str) -> tuple[float, float]:
         self._room(self._now())  # until now, its lease left no more room than this
@@ -244,8 +224,8 @@ class Limiter:
         most = max(self._largest, self._tokens.size) - sum(
             lease.tokens for lease in held
         )
-        self._requests.fill(now, requests)
-        self._tokens.fill(now, most)
+        self._requests.refill(now, requests)
+        self._tokens.refill(now, most)
         return requests, most
 
     def _fit(self, wants: Sequence[float]) -> int:
@@ -271,20 +251,18 @@ class Limiter:
         for each, need, most in zip(
             (self._requests, self._tokens), (len(wants), sum(wants)), room, strict=True
         ):
-            missing = need - each.level
-            if missing > NEARLY and need > most + NEARLY:  # others have it: until when?
-                ends = min(held.until for held in self._held.values())
-                longest = max(longest, ends - now)
-            elif missing > NEARLY:
-                longest = max(longest, missing / each.rate)
+            wait = each.wait(need)
+            if wait and need > most + NEARLY:  # others have it: until when?
+                wait = min(held.until for held in self._held.values()) - now
+            longest = max(longest, wait)
         return longest
 
     def _grant(self, now: float, report: Report, calls: int) -> Lease:
         requests, tokens = calls, sum(report.wants[:calls])
         spare = self._spare(report, calls, tokens)
         requests, tokens = requests + spare, tokens + spare * tokens / calls
-        self._requests.level -= requests
-        self._tokens.level -= tokens
+        self._requests.take(requests)
+        self._tokens.take(tokens)
         until = now + EXPIRY + MARGIN
         self._held[report.worker] = Held(requests, tokens, until)
         self._counts.leases += 1
