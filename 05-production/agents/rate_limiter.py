@@ -23,7 +23,7 @@ def bucket_of(per_minute: float, burst: float | None) -> TokenBucket:
 
 
 class RateLimiter:
-    """Says when the next request may be sent. A refusal stops all, then one by one."""
+    """A limiter for requests and tokens. A refusal pauses all requests of the team."""
 
     def __init__(self, limits: Limits, rng: Random) -> None:
         self._rng = rng

@@ -20,7 +20,7 @@ LONGEST = 30  # requests that a run sends before it is killed
 LATENCY = 0.01  # seconds, of the server
 NEVER = -1
 UNKNOWN = (None, None)  # the outcome and the text of a request that was killed
-ROWS = "SELECT question, outcome, text FROM attempts ORDER BY question, attempt"
+ROWS = "SELECT question, outcome, text FROM requests ORDER BY question, number"
 Rows = dict[str, list[tuple[str | None, str | None]]]  # question: outcomes and texts
 Live = Callable[[Path, int, float], int]
 

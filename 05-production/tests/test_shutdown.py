@@ -17,7 +17,7 @@ QUESTIONS = [str(number) for number in range(10)]
 TWO = Limits(concurrency=2)
 
 
-class Model:
+class SlowModel:
     """Takes its time, and knows what it was asked."""
 
     def __init__(self, seconds: float) -> None:
@@ -51,10 +51,10 @@ def ends(outcomes: list[Outcome]) -> Counter[str]:
 async def test_what_is_in_flight_may_finish_and_nothing_is_begun(
     number: int, tmp_path: Path
 ) -> None:
-    model = Model(seconds=3)
+    model = SlowModel(seconds=3)
     with Journal(tmp_path / "run.db") as journal:
         stop, outcomes = await run(Team(model, TWO, journal=journal), (4, number))
-        kept = [q for q in QUESTIONS if journal.answer_to(q)]
+        kept = [q for q in QUESTIONS if journal.lookup(q)]
     assert asyncio.get_running_loop().time() == 6
     assert ends(outcomes) == {"answered": 4, "cancelled": 6}
     assert kept == model.asked == QUESTIONS[:4]
@@ -64,7 +64,7 @@ async def test_what_is_in_flight_may_finish_and_nothing_is_begun(
 
 @pytest.mark.virtual_time
 async def test_what_takes_longer_than_the_grace_is_cancelled() -> None:
-    stop, outcomes = await run(Team(Model(100), TWO), (1, signal.SIGINT))
+    stop, outcomes = await run(Team(SlowModel(100), TWO), (1, signal.SIGINT))
     assert asyncio.get_running_loop().time() == 6
     assert ends(outcomes) == {"cancelled": 10}
     assert stop.status == 130
@@ -73,7 +73,7 @@ async def test_what_takes_longer_than_the_grace_is_cancelled() -> None:
 @pytest.mark.virtual_time
 async def test_a_second_signal_leaves_at_once_and_the_first_is_the_status() -> None:
     signals = [(1, signal.SIGTERM), (2, signal.SIGINT), (2, signal.SIGINT)]
-    stop, outcomes = await run(Team(Model(100), TWO), *signals)
+    stop, outcomes = await run(Team(SlowModel(100), TWO), *signals)
     assert asyncio.get_running_loop().time() == 2
     assert ends(outcomes) == {"cancelled": 10}
     assert stop.status == 143
@@ -83,7 +83,7 @@ async def test_a_second_signal_leaves_at_once_and_the_first_is_the_status() -> N
 async def test_without_a_signal_the_status_is_0_and_all_is_as_before() -> None:
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
-    stop, outcomes = await run(Team(Model(1), TWO))
+    stop, outcomes = await run(Team(SlowModel(1), TWO))
     assert ends(outcomes) == {"answered": 10}
     assert (stop.status, stop.signal) == (0, None)
     assert [signal.getsignal(number) for number in numbers] == before

@@ -176,7 +176,10 @@ def who_gives_up_has_a_reason(ran: Ran) -> Iterator[str]:
         if failure.kind in (FailureKind.CANCELLED, FailureKind.DEADLINE):
             continue
         if not seen:
-            if "never fits" not in failure.says and "ever lets" not in failure.says:
+            if (
+                "never fits" not in failure.message
+                and "ever lets" not in failure.message
+            ):
                 yield f"{question} is not asked at all: {failure}"
         elif failure.kind not in why:
             yield f"{question} ends as {failure} after {seen}"

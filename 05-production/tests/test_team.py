@@ -45,7 +45,7 @@ class Shortest(Random):
         return a
 
 
-class Model:
+class FakeModel:
     """Takes `seconds` for each answer; the first ones are these `faults` instead."""
 
     def __init__(self, *faults: BaseException, seconds: float = 1) -> None:
@@ -107,7 +107,7 @@ async def a_team(
 
 
 async def free_slots(team: Team) -> int:
-    slots, free = team._calls.slots, 0
+    slots, free = team._dispatcher.slots, 0
     while not slots.locked():
         await slots.acquire()
         free += 1
@@ -144,7 +144,7 @@ class Pulled:
 @virtual_time
 @pytest.mark.parametrize("concurrency", [1, 3, 10])
 async def test_no_more_calls_are_in_flight_than_the_limit(concurrency: int) -> None:
-    model = Model()
+    model = FakeModel()
     async with a_team(model, concurrency=concurrency) as team:
         assert kinds(await all_of(team.run(numbers(30)))) == {"answered": 30}
     assert model.most == concurrency
@@ -153,7 +153,7 @@ async def test_no_more_calls_are_in_flight_than_the_limit(concurrency: int) -> N
 
 @virtual_time
 async def test_two_runs_and_single_questions_share_the_slots_of_their_team() -> None:
-    model = Model()
+    model = FakeModel()
     async with a_team(model, concurrency=3) as team:
         runs = [all_of(team.run(numbers(6))) for _ in range(2)]
         await asyncio.gather(*runs, *map(team.ask, numbers(6)))
@@ -163,7 +163,7 @@ async def test_two_runs_and_single_questions_share_the_slots_of_their_team() -> 
 
 @virtual_time
 async def test_two_teams_share_nothing() -> None:
-    model = Model()
+    model = FakeModel()
     async with a_team(model, concurrency=2) as one, a_team(model, concurrency=3) as two:
         await asyncio.gather(*(all_of(team.run(numbers(9))) for team in (one, two)))
     assert model.most == 5
@@ -203,7 +203,7 @@ FINAL = [
 @virtual_time
 @pytest.mark.parametrize("error", PASSING, ids=repr)
 async def test_what_may_pass_is_tried_again(error: Exception) -> None:
-    model = Model(error)
+    model = FakeModel(error)
     async with a_team(model) as team:
         outcome = await team.ask("Why?")
     assert (outcome.text, outcome.requests) == ("Why?!", 2)
@@ -212,7 +212,7 @@ async def test_what_may_pass_is_tried_again(error: Exception) -> None:
 @virtual_time
 @pytest.mark.parametrize("error", FINAL, ids=repr)
 async def test_what_will_not_pass_is_not_tried_again(error: Exception) -> None:
-    model = Model(error)
+    model = FakeModel(error)
     async with a_team(model) as team:
         outcome = await team.ask("Why?")
     assert outcome.failure is not None
@@ -235,7 +235,7 @@ def test_backoff_is_anything_up_to_twice_the_time_before(
 
 @virtual_time
 async def test_the_last_try_is_not_followed_by_a_wait() -> None:
-    model = Model(*[StatusError(500)] * 9)
+    model = FakeModel(*[StatusError(500)] * 9)
     async with a_team(model, Longest(), tries=3, backoff=4) as team:
         outcome = await team.ask("Why?")
     assert model.at == [0, 1 + 4, 1 + 4 + 1 + 8]
@@ -245,7 +245,7 @@ async def test_the_last_try_is_not_followed_by_a_wait() -> None:
 
 @virtual_time
 async def test_a_server_that_names_a_time_is_not_asked_earlier() -> None:
-    model = Model(StatusError(503, retry_after=20))
+    model = FakeModel(StatusError(503, retry_after=20))
     async with a_team(model, Shortest()) as team:
         await team.ask("Why?")
     assert model.at == [0, 21]
@@ -253,7 +253,7 @@ async def test_a_server_that_names_a_time_is_not_asked_earlier() -> None:
 
 @virtual_time
 async def test_while_one_waits_for_its_next_try_others_use_its_slot() -> None:
-    model = Model(StatusError(500))
+    model = FakeModel(StatusError(500))
     async with a_team(model, Longest(), concurrency=1, backoff=10) as team:
         await all_of(team.run(["a", "b", "c"]))
     assert model.asked == ["a", "b", "c", "a"]
@@ -265,7 +265,7 @@ async def test_while_one_waits_for_its_next_try_others_use_its_slot() -> None:
 async def test_the_whole_run_has_a_budget_of_retries(
     free: int, share: float, most: int
 ) -> None:
-    model = Model(*[StatusError(500)] * 100)
+    model = FakeModel(*[StatusError(500)] * 100)
     budget = {"free_retries": free, "retry_share": share}
     async with a_team(model, concurrency=10, **budget) as team:
         outcomes = await all_of(team.run(numbers(10)))
@@ -275,7 +275,7 @@ async def test_the_whole_run_has_a_budget_of_retries(
 
 @virtual_time
 async def test_what_will_not_pass_spends_nothing_of_the_budget() -> None:
-    model = Model(*[StatusError(400)] * 5, StatusError(500))
+    model = FakeModel(*[StatusError(400)] * 5, StatusError(500))
     async with a_team(model, concurrency=1, free_retries=1, retry_share=0) as team:
         outcomes = await all_of(team.run(numbers(6)))
     assert kinds(outcomes) == {FailureKind.REFUSED: 5, "answered": 1}
@@ -286,7 +286,7 @@ async def test_what_will_not_pass_spends_nothing_of_the_budget() -> None:
 
 @virtual_time
 async def test_a_429_stops_all_and_its_try_is_not_counted() -> None:
-    model = Model(StatusError(429, retry_after=8))
+    model = FakeModel(StatusError(429, retry_after=8))
     limits = {"tries": 1, "free_retries": 0, "retry_share": 0}
     async with a_team(model, Longest(), concurrency=1, **limits) as team:
         outcomes = await all_of(team.run(["a", "b"]))
@@ -298,7 +298,7 @@ async def test_a_429_stops_all_and_its_try_is_not_counted() -> None:
 
 @virtual_time
 async def test_a_refused_call_goes_first_before_those_who_were_in_line() -> None:
-    model = Model(StatusError(429, retry_after=8), seconds=0.5)
+    model = FakeModel(StatusError(429, retry_after=8), seconds=0.5)
     async with a_team(model, Longest(), rpm=60, request_burst=1) as team:
         await all_of(team.run(["a", "b", "c"]))
     assert model.asked == ["a", "a", "b", "c"]
@@ -307,7 +307,7 @@ async def test_a_refused_call_goes_first_before_those_who_were_in_line() -> None
 
 @virtual_time
 async def test_a_429_that_names_no_time_is_a_failed_try() -> None:
-    model = Model(*[StatusError(429)] * 9)
+    model = FakeModel(*[StatusError(429)] * 9)
     async with a_team(model, tries=2) as team:
         outcome = await team.ask("Why?")
     assert outcome.requests == len(model.asked) == 2
@@ -315,7 +315,7 @@ async def test_a_429_that_names_no_time_is_a_failed_try() -> None:
 
 @virtual_time
 async def test_who_is_refused_for_ever_is_given_up() -> None:
-    model = Model(*[StatusError(429, retry_after=1)] * 99)
+    model = FakeModel(*[StatusError(429, retry_after=1)] * 99)
     async with a_team(model, tries=1, refusals=5) as team:
         outcome = await team.ask("Why?")
     assert kinds([outcome]) == {FailureKind.REFUSED: 1}
@@ -327,7 +327,7 @@ async def test_tokens_of_a_refused_request_are_given_back_but_not_of_a_failed_on
     None
 ):
     for status, second in [(400, 0), (429, 0), (500, 80)]:
-        model = Model(StatusError(status), seconds=0)
+        model = FakeModel(StatusError(status), seconds=0)
         begun = now()
         limits = {"tpm": 60, "token_burst": 100, "answer_tokens": 90, "tries": 1}
         async with a_team(model, concurrency=1, **limits) as team:
@@ -340,7 +340,7 @@ async def test_tokens_of_a_refused_request_are_given_back_but_not_of_a_failed_on
 
 @virtual_time
 async def test_each_try_has_its_time() -> None:
-    model = Model(seconds=100)
+    model = FakeModel(seconds=100)
     async with a_team(model, Longest(), timeout=2, tries=3, backoff=1) as team:
         outcome = await team.ask("Why?")
     assert kinds([outcome]) == {FailureKind.TIMED_OUT: 1}
@@ -351,7 +351,7 @@ async def test_each_try_has_its_time() -> None:
 
 @virtual_time
 async def test_at_the_deadline_what_is_done_is_kept_and_the_rest_is_named() -> None:
-    model = Model(seconds=3)
+    model = FakeModel(seconds=3)
     async with a_team(model, concurrency=2, deadline=7) as team:
         outcomes = await all_of(team.run(numbers(10)))
         assert now() == 7
@@ -367,7 +367,7 @@ async def test_at_the_deadline_what_is_done_is_kept_and_the_rest_is_named() -> N
 async def test_an_answer_in_the_moment_of_the_deadline_is_one_outcome(
     in_order: bool,
 ) -> None:
-    model = Model(seconds=1)
+    model = FakeModel(seconds=1)
     async with a_team(model, concurrency=2, deadline=3) as team:
         outcomes = await all_of(team.run(numbers(10), in_order=in_order))
     assert sorted(outcome.question for outcome in outcomes) == numbers(10)
@@ -388,7 +388,7 @@ async def test_an_answer_in_the_moment_of_the_deadline_is_one_outcome(
 async def test_the_deadline_comes_in_time_wherever_a_question_waits(
     fault: Exception | None, limits: dict[str, float]
 ) -> None:
-    model = Model(*[fault] * 9) if fault else Model(seconds=100)
+    model = FakeModel(*[fault] * 9) if fault else FakeModel(seconds=100)
     async with a_team(model, Longest(), deadline=10, **limits) as team:
         outcome = await team.ask("Why?")
         assert now() == 10
@@ -410,7 +410,7 @@ async def test_a_timeout_of_the_ask_itself_is_not_the_teams_deadline() -> None:
 
 @virtual_time
 async def test_infinity_is_a_time_for_those_who_say_so() -> None:
-    model = Model(seconds=1e9)
+    model = FakeModel(seconds=1e9)
     async with a_team(model, timeout=math.inf, deadline=math.inf) as team:
         assert (await team.ask("Why?")).in_flight == 1e9
 
@@ -420,7 +420,7 @@ async def test_infinity_is_a_time_for_those_who_say_so() -> None:
 
 @virtual_time
 async def test_cancelling_ends_everything_at_once_and_keeps_what_is_done() -> None:
-    model = Model(seconds=3)
+    model = FakeModel(seconds=3)
     async with a_team(model, concurrency=2) as team:
         asyncio.get_running_loop().call_later(4, team.cancel)
         outcomes = await all_of(team.run(numbers(10)))
@@ -432,7 +432,7 @@ async def test_cancelling_ends_everything_at_once_and_keeps_what_is_done() -> No
 
 @virtual_time
 async def test_draining_lets_finish_what_is_in_flight_and_begins_nothing() -> None:
-    model = Model(seconds=3)
+    model = FakeModel(seconds=3)
     async with a_team(model, concurrency=2) as team:
         asyncio.get_running_loop().call_later(4, team.drain, 60)
         outcomes = await all_of(team.run(numbers(10)))
@@ -467,7 +467,7 @@ async def test_leaving_the_team_ends_what_others_still_wait_for() -> None:
 
 @virtual_time
 async def test_who_awaits_an_answer_can_be_cancelled() -> None:
-    model = Model()
+    model = FakeModel()
     async with a_team(model) as team:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.5):
@@ -483,7 +483,7 @@ async def test_who_awaits_an_answer_can_be_cancelled() -> None:
 
 @virtual_time
 async def test_a_team_can_be_used_again() -> None:
-    team = Team(Model())
+    team = Team(FakeModel())
     for _ in range(2):
         async with team:
             assert kinds(await all_of(team.run(numbers(3)))) == {"answered": 3}
@@ -491,7 +491,7 @@ async def test_a_team_can_be_used_again() -> None:
 
 @pytest.mark.parametrize("questions", [["Why?"], Pulled()])
 async def test_outside_its_block_a_team_says_how_to_use_it(questions: Any) -> None:
-    team = Team(Model())
+    team = Team(FakeModel())
     for use in (team.ask("Why?"), anext(team.run(questions))):
         with pytest.raises(RuntimeError, match="async with Team"):
             await use
@@ -502,7 +502,7 @@ async def test_outside_its_block_a_team_says_how_to_use_it(questions: Any) -> No
 
 @virtual_time
 async def test_an_outcome_says_what_its_question_has_cost() -> None:
-    model = Model(StatusError(500), StatusError(429, retry_after=8), seconds=2)
+    model = FakeModel(StatusError(500), StatusError(429, retry_after=8), seconds=2)
     async with a_team(model, Longest(), backoff=4) as team:
         outcome = await team.ask("Why?")
     assert outcome.question == "Why?"
@@ -514,7 +514,7 @@ async def test_an_outcome_says_what_its_question_has_cost() -> None:
 
 @virtual_time
 async def test_waiting_for_a_slot_is_waiting() -> None:
-    async with a_team(Model(), concurrency=1) as team:
+    async with a_team(FakeModel(), concurrency=1) as team:
         both = await asyncio.gather(team.ask("a"), team.ask("b"))
     assert [(outcome.waited, outcome.in_flight) for outcome in both] == [(0, 1), (1, 1)]
 
@@ -534,14 +534,14 @@ async def test_waiting_for_a_slot_is_waiting() -> None:
 async def test_one_failure_is_one_outcome_and_loses_no_other(
     fault: BaseException, kind: FailureKind
 ) -> None:
-    async with a_team(Model(fault), tries=1) as team:
+    async with a_team(FakeModel(fault), tries=1) as team:
         outcomes = await all_of(team.run(["bad", "good", "better"]))
     failed = [outcome for outcome in outcomes if outcome.failure]
     assert kinds(outcomes) == {kind: 1, "answered": 2}
     assert failed[0].question == "bad"
     assert failed[0].failure is not None
     assert failed[0].failure.cause is fault
-    assert failed[0].failure.says == (str(fault) or "CancelledError")
+    assert failed[0].failure.message == (str(fault) or "CancelledError")
     with pytest.raises(QuestionFailed, match=f"{kind}: "):
         _ = failed[0].text
 
@@ -559,19 +559,19 @@ async def test_an_answer_that_is_none_is_a_failure(nothing: Any) -> None:
 
 @virtual_time
 async def test_a_question_that_never_fits_fails_at_once_and_others_do_not() -> None:
-    model = Model()
+    model = FakeModel()
     async with a_team(model, tpm=1_000, answer_tokens=10) as team:
         outcomes = await all_of(team.run(["short", "long" * 1_000], in_order=True))
     assert kinds(outcomes) == {"answered": 1, FailureKind.INVALID: 1}
     assert outcomes[1].requests == 0
     assert outcomes[1].failure is not None
-    assert "more than the 1000" in outcomes[1].failure.says
+    assert "more than the 1000" in outcomes[1].failure.message
 
 
 @virtual_time
 async def test_the_callers_estimate_is_what_is_reserved() -> None:
     limits = Limits(tpm=600, token_burst=100)
-    async with Team(Model(), limits, estimate=lambda question: 101) as team:
+    async with Team(FakeModel(), limits, estimate=lambda question: 101) as team:
         assert kinds([await team.ask("")]) == {FailureKind.INVALID: 1}
 
 
@@ -587,7 +587,7 @@ async def test_outcomes_come_as_they_are_there_or_in_the_order_of_the_questions(
 
 @virtual_time
 async def test_the_same_question_twice_is_two_outcomes() -> None:
-    async with a_team(Model()) as team:
+    async with a_team(FakeModel()) as team:
         assert kinds(await all_of(team.run(["Why?"] * 3))) == {"answered": 3}
 
 
@@ -597,7 +597,7 @@ async def test_the_same_question_twice_is_two_outcomes() -> None:
 @virtual_time
 @pytest.mark.parametrize("in_order", [False, True])
 async def test_questions_are_pulled_only_as_slots_free_up(in_order: bool) -> None:
-    pulled, model = Pulled(), Model(seconds=10)
+    pulled, model = Pulled(), FakeModel(seconds=10)
     async with a_team(model, concurrency=3) as team:
         run = team.run(pulled, in_order=in_order)
         first = asyncio.ensure_future(anext(run))
@@ -610,7 +610,7 @@ async def test_questions_are_pulled_only_as_slots_free_up(in_order: bool) -> Non
 @virtual_time
 @pytest.mark.parametrize("in_order", [False, True])
 async def test_a_slow_consumer_slows_the_team_down(in_order: bool) -> None:
-    pulled, model = Pulled(), Model(seconds=1)
+    pulled, model = Pulled(), FakeModel(seconds=1)
     async with (
         a_team(model, concurrency=3) as team,
         aclosing(team.run(pulled, in_order=in_order)) as run,
@@ -643,7 +643,7 @@ async def test_one_slow_answer_in_order_holds_up_no_more_than_a_few() -> None:
 @virtual_time
 async def test_who_waits_for_a_next_try_does_not_stop_the_pulling_at_once() -> None:
     """Nor does it go on for ever: as many may wait as have slots."""
-    pulled, model = Pulled(), Model(*[StatusError(500)] * 99, seconds=1)
+    pulled, model = Pulled(), FakeModel(*[StatusError(500)] * 99, seconds=1)
     async with a_team(
         model, Longest(), concurrency=3, backoff=900, deadline=90
     ) as team:
@@ -660,7 +660,7 @@ async def test_an_async_iterable_may_keep_the_team_waiting() -> None:
             await asyncio.sleep(10)
             yield number
 
-    async with a_team(Model()) as team:
+    async with a_team(FakeModel()) as team:
         times = [now() async for _ in team.run(come())]
     assert times == [11, 21, 31]
 
@@ -768,7 +768,7 @@ async def test_who_breaks_off_leaves_nothing_behind(
     in_order: bool, closes: bool, turns: int
 ) -> None:
     """Whether closed or only left, however soon after that the team ends."""
-    pulled, model = Pulled(), Model(seconds=1)
+    pulled, model = Pulled(), FakeModel(seconds=1)
     async with a_team(model, concurrency=3) as team:
         run = team.run(pulled, in_order=in_order)
         async for _ in run:
@@ -793,7 +793,7 @@ async def test_who_breaks_off_leaves_nothing_behind(
 async def test_agents_that_ask_agents_finish_with_a_single_slot(
     concurrency: int,
 ) -> None:
-    model = Model()
+    model = FakeModel()
 
     async def tree(question: str) -> str:
         """Asks itself, and then runs two agents of its own, four deep."""
@@ -819,7 +819,7 @@ async def test_too_deep_is_a_clear_error() -> None:
     async with a_team(never, depth=3) as team:
         [outcome] = await all_of(team.run([""], agent=deeper))
     assert outcome.failure is not None
-    assert "agents ask agents 4 deep: at most 3" in outcome.failure.says
+    assert "agents ask agents 4 deep: at most 3" in outcome.failure.message
 
 
 @virtual_time
@@ -827,7 +827,7 @@ async def test_agents_side_by_side_are_not_deep() -> None:
     async def agent(question: str) -> str:
         return (await team.ask(question)).text
 
-    async with a_team(Model(), depth=1) as team:
+    async with a_team(FakeModel(), depth=1) as team:
         for _ in range(3):
             assert kinds(await all_of(team.run(["a", "b"], agent=agent))) == {
                 "answered": 2
@@ -852,12 +852,12 @@ async def test_a_call_that_asks_its_own_team_is_a_clear_error(
             outcome = await team.ask("Why?", ask)
             assert outcome.failure is not None
             assert isinstance(outcome.failure.cause, NestingError)
-            assert "make it an agent" in outcome.failure.says
+            assert "make it an agent" in outcome.failure.message
 
 
 @virtual_time
 async def test_a_call_may_ask_another_team() -> None:
-    async with a_team(Model(), concurrency=1) as other:
+    async with a_team(FakeModel(), concurrency=1) as other:
 
         async def asks(question: str) -> str:
             return (await other.ask(question)).text
@@ -873,7 +873,7 @@ async def test_an_agent_may_ask_when_the_call_before_is_over() -> None:
             question = (await team.ask(question + number)).text
         return question
 
-    async with a_team(Model(), concurrency=1) as team:
+    async with a_team(FakeModel(), concurrency=1) as team:
         [outcome] = await all_of(team.run(["x"], agent=agent))
     assert outcome.text == "x1!2!3!"
 
@@ -883,7 +883,7 @@ async def test_an_agents_failure_has_the_kind_of_what_it_could_not_get() -> None
     async def agent(question: str) -> str:
         return (await team.ask(question)).text
 
-    async with a_team(Model(StatusError(400))) as team:
+    async with a_team(FakeModel(StatusError(400))) as team:
         [outcome] = await all_of(team.run(["x"], agent=agent))
     assert kinds([outcome]) == {FailureKind.REFUSED: 1}
 
@@ -903,9 +903,9 @@ async def test_the_deadline_ends_agents_too() -> None:
 # Hedges
 
 
-def in_turn(*seconds: float | Exception) -> tuple[Model, Ask]:
+def in_turn(*seconds: float | Exception) -> tuple[FakeModel, Ask]:
     """Each request takes so long, in this order; or fails after a second."""
-    model, left = Model(), list(seconds)
+    model, left = FakeModel(), list(seconds)
 
     async def ask(question: str) -> Answer:
         takes = left.pop(0)
@@ -1048,7 +1048,7 @@ async def test_an_observer_that_raises_does_not_stop_the_work(
     def broken(event: Event) -> None:
         raise ZeroDivisionError
 
-    async with a_team(Model(), observer=broken) as team:
+    async with a_team(FakeModel(), observer=broken) as team:
         assert kinds(await all_of(team.run(numbers(3)))) == {"answered": 3}
     assert "the observer failed" in caplog.text
 
@@ -1056,7 +1056,7 @@ async def test_an_observer_that_raises_does_not_stop_the_work(
 @virtual_time
 async def test_the_same_randomness_is_the_same_run() -> None:
     async def run() -> list[float]:
-        model, begun = Model(*[StatusError(500)] * 20), now()
+        model, begun = FakeModel(*[StatusError(500)] * 20), now()
         async with a_team(model, Random(7), concurrency=4, free_retries=99) as team:
             await all_of(team.run(numbers(9)))
         return [round(at - begun, 6) for at in model.at]
