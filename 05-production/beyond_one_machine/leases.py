@@ -117,7 +117,7 @@ class Limiter:
         self._pauses, self._closed = 0, False
 
     async def lease(self, request: LeaseRequest) -> Lease:
-        """Wait until there is enough for the calls in the worker's line, or for some."""
+        """Wait until there is enough for the calls in the worker's line, or some."""
         self._hear(request)
         async with self._line:
             self._largest = request.wants[0]
