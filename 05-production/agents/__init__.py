@@ -1,4 +1,4 @@
-"""Agents that ask a model at the same time: bounded, paced, timed, retried once.
+"""Agents that ask a model at the same time: bounded, rate-limited, timed, retried once.
 
     limits = Limits(concurrency=20, rpm=500, tpm=200_000)
     async with AsyncOpenAI(http_client=DefaultAioHttpClient()) as client:
@@ -9,8 +9,8 @@
 Copy this folder into your project. It needs `openai` and nothing else.
 
 Start reading at `limits`, the policy, and `team`, the front door. `dispatcher` takes
-one question to its answer, with `rate_limiter` (on `token_bucket`) and `retry`;
-`results` is what comes back. `journal`, `observe` and `shutdown` are optional.
+one question to its answer, with `rate_limiter` (on `token_bucket`) and `retry`.
+`results` defines outcomes. `journal`, `observe` and `shutdown` are optional.
 """
 
 from .journal import Journal, JournalError

@@ -51,7 +51,7 @@ class Journal:
         self._broken = ""  # why, if something could not be written
         try:
             self._file = sqlite3.connect(self.path, timeout=0, isolation_level=None)
-            # With WAL: from the first look on, until the end, nobody else gets in.
+            # With WAL, no other process can use the file until this one closes it.
             self._file.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._file.execute("PRAGMA journal_mode = WAL")
             self._file.execute("PRAGMA synchronous = NORMAL")

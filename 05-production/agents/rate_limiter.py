@@ -10,7 +10,7 @@ from .token_bucket import TokenBucket
 # A part of each burst stays unused, because requests travel slower or faster.
 BURST_RESERVE = 0.1  # of the burst,
 BURST_RESERVE_SECONDS = 0.25  # but no more than the rate makes good in this time
-LOOK_AGAIN_SECONDS = 0.1  # so a waiting request sees tokens that others give back
+LOOK_AGAIN_SECONDS = 0.1  # so that a waiting request sees refunds
 JITTER = 0.25  # of a pause: it gets longer by up to this share
 
 
@@ -40,7 +40,7 @@ class RateLimiter:
         self._concurrency = limits.concurrency
         self._refusals = 0
         self._open_at = 0.0  # by the loop's clock
-        self._tokens_after_pause: float | None = None  # None: there was no pause
+        self._tokens_after_pause: float | None = None  # None: no pause ended
         self._spread: list[float] = []  # seconds before the next ones, after a pause
 
     def check(self, tokens: float) -> None:
@@ -141,13 +141,13 @@ class RateLimiter:
     def refused(self, wait: float, tokens: float) -> float:
         """Pause all requests for `wait` seconds after a 429. Return it with jitter.
 
-        The refused request stays counted, as it is at the server; its `tokens` do not.
+        The refused request stays counted, as it is at the server. Its `tokens` do not.
         """
         self._refusals += 1
         self._tokens_after_pause = tokens
         pause = wait + self._rng.uniform(0, JITTER * wait)
         self._open_at = max(self._open_at, asyncio.get_running_loop().time() + pause)
-        if self._requests is None:  # without a known rate: spread those who have waited
+        if self._requests is None:  # no rate is known, so waiting requests spread
             gap = JITTER * wait / self._concurrency
             self._spread = [gap] * (self._concurrency - 1) + [0.0]
         return pause

@@ -1,4 +1,4 @@
-"""What comes back: an answer, or a failure with its cause, for each question."""
+"""Results: an answer, or a failure with its cause, for each question."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -93,7 +93,7 @@ class Outcome:
     question: str
     answer: Answer | None = None
     failure: Failure | None = None
-    requests: int = 0  # requests sent, refused ones too; 0: the journal had it
+    requests: int = 0  # requests sent, refused ones too. 0: from the journal
     waited: float = 0.0  # seconds for a slot, its turn and backoff
     in_flight: float = 0.0  # seconds
     tokens: int = 0  # of the answers that arrived

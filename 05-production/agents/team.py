@@ -118,8 +118,8 @@ class Team:
 
         With `agent`, that function answers each question. It holds no slot, and can
         ask the team and `run` agents of its own. Questions are pulled only when a slot
-        is free. When the team stops, the questions that are left fail at once (without
-        an end if they have none; of an async iterable, only those already pulled).
+        is free. When the team stops, the questions that are left fail at once. Of an
+        async iterable, only those already pulled do. An endless iterable never ends.
 
         If you leave the loop early, close the run, with `contextlib.aclosing`.
         """

@@ -60,7 +60,7 @@ async def run(ask: Ask, path: Path, *questions: str, tries: int = 1) -> list[str
 
 
 @pytest.mark.virtual_time
-async def test_what_is_answered_is_not_asked_by_the_next_run(tmp_path: Path) -> None:
+async def test_next_run_does_not_ask_answered_questions(tmp_path: Path) -> None:
     asked = Counter[str]()
     path = tmp_path / "run.db"
     assert await run(counting(asked), path, "a", "b") == ["On a", "On b"]
@@ -69,7 +69,7 @@ async def test_what_is_answered_is_not_asked_by_the_next_run(tmp_path: Path) -> 
 
 
 @pytest.mark.virtual_time
-async def test_an_answer_comes_back_with_its_tokens_and_no_requests(
+async def test_recorded_answer_has_tokens_and_no_requests(
     tmp_path: Path,
 ) -> None:
     await run(counting(Counter()), tmp_path / "run.db", "a")
@@ -81,7 +81,7 @@ async def test_an_answer_comes_back_with_its_tokens_and_no_requests(
 
 
 @pytest.mark.virtual_time
-async def test_who_asks_the_same_at_the_same_time_gets_the_same_answer(
+async def test_same_questions_at_once_are_asked_once(
     tmp_path: Path,
 ) -> None:
     asked = Counter[str]()
@@ -184,7 +184,7 @@ def test_a_write_waits_for_no_disk(tmp_path: Path) -> None:
         assert journal._file.execute("PRAGMA synchronous").fetchone() == (1,)
 
 
-def test_a_second_one_on_the_same_file_is_refused_in_the_same_process(
+def test_second_journal_in_the_same_process_is_refused(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "run.db"
@@ -194,7 +194,7 @@ def test_a_second_one_on_the_same_file_is_refused_in_the_same_process(
             journal.start("a")  # the first one goes on
 
 
-def test_a_second_one_on_the_same_file_is_refused_in_another_process(
+def test_journal_excludes_other_processes(
     tmp_path: Path,
 ) -> None:
     """Another process is what has the file, too: the SQLite shell, say."""
@@ -231,7 +231,7 @@ def nobody() -> Iterator[None]:
         os.seteuid(0)
 
 
-def test_a_path_that_cannot_be_a_journal_is_one_error(tmp_path: Path) -> None:
+def test_path_that_is_no_journal_is_one_error(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("Not a database, but my notes.\n" * 100)
     other = tmp_path / "other.db"
@@ -249,7 +249,7 @@ def test_a_path_that_cannot_be_a_journal_is_one_error(tmp_path: Path) -> None:
 
 
 @unix_only
-def test_a_folder_or_a_file_that_only_may_be_read_is_one_error() -> None:
+def test_read_only_path_is_one_error() -> None:
     with tempfile.TemporaryDirectory() as name:  # open to others, as `tmp_path` is not
         folder, path = Path(name), Path(name) / "run.db"
         Journal(path).close()
@@ -273,7 +273,7 @@ def full(journal: Journal) -> None:
 
 
 @pytest.mark.virtual_time
-async def test_a_full_disk_is_one_error_and_nothing_more_is_asked(
+async def test_full_disk_is_one_error_and_stops_asking(
     tmp_path: Path,
 ) -> None:
     """Of ten at once, the first answer does not fit: the other nine are in flight."""
@@ -291,7 +291,7 @@ async def test_a_full_disk_is_one_error_and_nothing_more_is_asked(
 
 
 @pytest.mark.virtual_time
-async def test_a_disk_that_is_gone_ends_the_run_and_leaves_nothing_running(
+async def test_lost_disk_ends_the_run_and_all_tasks(
     tmp_path: Path,
 ) -> None:
     """Not even that a request in flight was cancelled can be written."""

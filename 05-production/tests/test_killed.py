@@ -70,7 +70,7 @@ def rows(path: Path) -> Rows:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs fork, to start a run in no time")
-def test_a_run_that_is_killed_loses_nothing_and_asks_nothing_again(
+def test_killed_run_loses_nothing_and_asks_nothing_again(
     model_server: LocalServer, live: Live, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
     is_long = pytestconfig.getoption("--long", default=False)

@@ -165,7 +165,7 @@ async def work_all(
 
 @pytest.mark.parametrize("workers", [1, 2, 7, 40])
 @pytest.mark.parametrize("delay", [0.0, 0.02])
-async def test_all_workers_together_keep_to_the_limit_and_use_it(
+async def test_all_workers_together_use_exactly_the_limit(
     workers: int, delay: float
 ) -> None:
     remote, account = FakeRemoteLimiter(delay=delay), Account(LIMITS)
@@ -204,7 +204,7 @@ async def test_tokens_that_were_not_used_are_leased_again() -> None:
     assert now() < 12  # with what was reserved, 100 * 200 / 1,000 seconds
 
 
-async def test_what_was_used_beyond_the_estimate_is_paid_with_the_next_lease() -> None:
+async def test_tokens_beyond_the_estimate_come_from_the_next_lease() -> None:
     limits = Limits(tpm=60_000, token_burst=1_000, concurrency=1, deadline=1e6)
     remote = FakeRemoteLimiter(limits)
     async with LeasedRateLimiter(limits, remote, "w", batch=1) as rate_limiter:
@@ -222,14 +222,14 @@ async def test_the_limiter_is_not_asked_for_each_call() -> None:
     assert remote.calls <= 1200 / 10 * 1.3
 
 
-async def test_one_call_at_a_time_does_not_ask_for_each_call_either() -> None:
+async def test_single_calls_share_leases_too() -> None:
     limits = Limits(rpm=60_000, concurrency=1, deadline=1e6)
     remote, account = FakeRemoteLimiter(limits), Account(limits, latency=0.02)
     await work(remote, account, "w", 300)
     assert remote.calls <= 300 / 10 * 1.5
 
 
-async def test_idle_workers_that_hold_leases_do_not_add_up_to_a_burst() -> None:
+async def test_idle_leases_do_not_add_up_to_a_burst() -> None:
     """Two have asked for one call, and have been given more, as there was plenty."""
     remote, account = FakeRemoteLimiter(delay=0.0), Account(LIMITS)
 
@@ -256,7 +256,7 @@ async def test_idle_workers_that_hold_leases_do_not_add_up_to_a_burst() -> None:
     assert account.refused == []
 
 
-async def test_at_a_low_rate_nobody_waits_until_a_whole_batch_is_there() -> None:
+async def test_low_rate_grants_less_than_a_batch() -> None:
     limits = Limits(rpm=60, request_burst=60, concurrency=10, deadline=1e6)
     remote, account = FakeRemoteLimiter(limits), Account(limits)
     await work(remote, account, "w", 10)
@@ -275,7 +275,7 @@ async def test_lease_of_a_dead_worker_is_written_off() -> None:
     assert now() - begun <= LEASE_EXPIRY + LEASE_EXPIRY_MARGIN + 20 / RATE
 
 
-async def test_a_worker_that_is_done_does_not_hold_back_the_others() -> None:
+async def test_finished_worker_releases_its_lease() -> None:
     """It says that its lease is used up; else it would count until it is void."""
     remote, account = FakeRemoteLimiter(delay=0.0), Account(LIMITS)
     for number in range(30):
@@ -285,7 +285,7 @@ async def test_a_worker_that_is_done_does_not_hold_back_the_others() -> None:
     assert ended <= 30 * (10 / RATE + account.latency + 0.1)
 
 
-async def test_a_late_word_of_an_older_lease_does_not_free_the_new_one() -> None:
+async def test_late_release_does_not_free_a_newer_lease() -> None:
     limiter = Limiter(Limits(rpm=60, request_burst=1))
     await limiter.lease(LeaseRequest("w", 1, (0.0,)))
     await limiter.lease(LeaseRequest("w", 2, (0.0,)))
@@ -332,7 +332,7 @@ async def test_a_restarted_limiter_waits_until_old_leases_are_void() -> None:
     assert now() >= LEASE_EXPIRY + LEASE_EXPIRY_MARGIN
 
 
-async def test_a_restarted_limiter_learns_of_a_pause_from_the_workers() -> None:
+async def test_restarted_limiter_learns_of_a_pause() -> None:
     limiter = Limiter(LIMITS, restarted=True)
     await limiter.lease(LeaseRequest("w", 1, (0.0,), pauses=3, pause=60))
     assert now() >= 60
@@ -355,7 +355,7 @@ async def test_a_429_seen_by_one_worker_pauses_all() -> None:
     assert account.refused[-1] < heard
 
 
-async def test_after_a_pause_all_go_on_at_the_rate_of_the_limit() -> None:
+async def test_workers_resume_at_the_rate_after_a_pause() -> None:
     remote, account = FakeRemoteLimiter(), Account(LIMITS)
     async with LeasedRateLimiter(LIMITS, remote, "who sees it") as rate_limiter:
         await rate_limiter.acquire(0)
@@ -366,7 +366,7 @@ async def test_after_a_pause_all_go_on_at_the_rate_of_the_limit() -> None:
     assert sum(at < open_at + 1 for at in times) <= RATE + 1
 
 
-async def test_a_429_seen_by_one_worker_voids_what_an_idle_one_has_leased() -> None:
+async def test_refusal_voids_the_leases_of_idle_workers() -> None:
     remote = FakeRemoteLimiter()
     async with (
         LeasedRateLimiter(LIMITS, remote, "a") as a,
@@ -411,7 +411,7 @@ async def test_what_comes_back_from_before_a_pause_is_void() -> None:
 
 
 @pytest.mark.parametrize("turns", range(8))
-async def test_a_call_that_would_go_first_and_is_cancelled_is_not_waited_for(
+async def test_cancelled_first_call_is_not_waited_for(
     turns: int,
 ) -> None:
     remote = FakeRemoteLimiter(delay=0.0)
@@ -490,7 +490,7 @@ async def test_a_report_that_comes_twice_gives_back_once() -> None:
     assert now() - begun >= 1
 
 
-async def test_a_cancelled_call_leaves_its_lease_to_the_next_one() -> None:
+async def test_cancelled_call_leaves_its_lease_to_the_next() -> None:
     remote = FakeRemoteLimiter()
     async with LeasedRateLimiter(LIMITS, remote, "w") as rate_limiter:
         taken = asyncio.create_task(rate_limiter.acquire(0))
@@ -532,7 +532,7 @@ async def test_a_limiter_without_a_limit_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("seed", range(100))
-async def test_no_run_is_above_the_limit_and_none_loses_a_question(seed: int) -> None:
+async def test_random_crashes_stay_within_the_limit_and_lose_nothing(seed: int) -> None:
     """Any workers, batches, delays; the limiter and workers die at any moment."""
     rng = Random(seed)
     limits = Limits(

@@ -49,7 +49,7 @@ async def test_an_answer_is_queued_sent_and_answered() -> None:
 
 
 @pytest.mark.virtual_time
-async def test_a_refusal_and_a_retry_say_why_and_how_long() -> None:
+async def test_refusal_and_retry_events_name_reason_and_wait() -> None:
     faults = StatusError(429, "slow down", retry_after=8), StatusError(500, "oh")
     events, _ = await watched(*faults)
     kinds = ["queued", "sent", "refused", "paused", "sent", "retried", "sent"]

@@ -94,26 +94,26 @@ def tokens_of(question: str) -> int:
 
 
 @pytest.mark.virtual_time
-async def test_a_burst_is_sent_at_once_and_then_one_by_one() -> None:
+async def test_burst_goes_at_once_then_one_by_one() -> None:
     limiter = a_limiter(rpm=600, request_burst=10)
     assert await sent(limiter, *[1] * 12) == at(*[0] * 9, 0.1, 0.2, 0.3)
 
 
 @pytest.mark.virtual_time
-async def test_it_does_not_begin_with_a_whole_minutes_burst() -> None:
+async def test_unknown_burst_is_one_seconds_worth() -> None:
     """Where nobody says what the server lets through at once: one second's worth."""
     assert (await sent(a_limiter(rpm=600), *[1] * 12))[9:] == at(0.1, 0.2, 0.3)
     assert await sent(a_limiter(tpm=600), *[3] * 5) == at(0, 0, 0, 0.3, 0.6)
 
 
 @pytest.mark.virtual_time
-async def test_of_a_large_burst_no_more_is_held_back_than_the_rate_makes_good() -> None:
+async def test_reserve_of_a_large_burst_is_limited_by_rate() -> None:
     times = await sent(a_limiter(rpm=60, request_burst=100), *[1] * 100)
     assert times == at(*[0] * 99, 0.25)
 
 
 @pytest.mark.virtual_time
-async def test_without_a_limit_nobody_waits() -> None:
+async def test_nothing_waits_without_a_limit() -> None:
     assert set(await sent(a_limiter(), *range(100))) == {0}
 
 
@@ -145,7 +145,7 @@ async def test_calls_take_as_long_as_the_limit_itself_does(
 
 @pytest.mark.virtual_time
 @pytest.mark.parametrize("seed", range(3))
-async def test_no_more_arrive_in_any_time_than_the_limit_allows(seed: int) -> None:
+async def test_no_interval_gets_more_than_the_limit_allows(seed: int) -> None:
     """Questions of all sizes, that come now and then, now together."""
     limits = {"rpm": 300, "request_burst": 7, "tpm": 60_000, "token_burst": 900}
     server, rng = LimitedServer(**limits), Random(seed)
@@ -169,7 +169,7 @@ async def test_no_more_arrive_in_any_time_than_the_limit_allows(seed: int) -> No
 
 
 @pytest.mark.virtual_time
-async def test_ten_thousand_wait_in_the_order_in_which_they_came() -> None:
+async def test_ten_thousand_requests_keep_their_order() -> None:
     limiter, order = a_limiter(rpm=60 * 1024, request_burst=10), list[int]()
 
     async def send(number: int) -> None:
@@ -190,7 +190,7 @@ async def test_a_large_request_is_not_starved_by_small_ones() -> None:
 
 
 @pytest.mark.virtual_time
-async def test_a_request_is_taken_when_it_is_sent_and_not_before() -> None:
+async def test_request_is_taken_only_when_sent() -> None:
     """While the second one waits for tokens, requests come back and are not its."""
     limits = {"rpm": 60, "request_burst": 2, "tpm": 600, "token_burst": 100}
     server, limiter = LimitedServer(**limits), a_limiter(**limits)
@@ -204,7 +204,7 @@ async def test_a_request_is_taken_when_it_is_sent_and_not_before() -> None:
 
 
 @pytest.mark.virtual_time
-async def test_a_request_larger_than_the_bucket_is_saved_up_for() -> None:
+async def test_request_larger_than_the_bucket_saves_up() -> None:
     limiter = a_limiter(tpm=600)  # 10 a second, and so many at once
     first, large, last = await sent(limiter, 1, 500, 1)
     assert first == 0
@@ -214,7 +214,7 @@ async def test_a_request_larger_than_the_bucket_is_saved_up_for() -> None:
 
 @pytest.mark.virtual_time
 @pytest.mark.parametrize("limit", [{"tpm": 600}, {"tpm": 6_000, "token_burst": 600}])
-async def test_what_can_never_fit_fails_at_once_and_says_why(
+async def test_request_that_never_fits_is_too_large(
     limit: dict[str, float],
 ) -> None:
     limiter = a_limiter(**limit)
@@ -224,7 +224,7 @@ async def test_what_can_never_fit_fails_at_once_and_says_why(
 
 
 @pytest.mark.virtual_time
-async def test_as_much_as_the_bucket_ever_holds_is_let_through() -> None:
+async def test_request_of_the_whole_burst_is_sent() -> None:
     limits = {"tpm": 600, "token_burst": 100}
     server, limiter = LimitedServer(**limits), a_limiter(**limits)
     for _ in range(5):
@@ -237,7 +237,7 @@ async def test_as_much_as_the_bucket_ever_holds_is_let_through() -> None:
 
 
 @pytest.mark.virtual_time
-async def test_what_was_reserved_and_not_used_is_there_for_the_next_one() -> None:
+async def test_unused_tokens_go_to_the_next_request() -> None:
     limiter = a_limiter(tpm=60, token_burst=100)
     await limiter.acquire(99)
     limiter.reconcile(99, used=19)
@@ -253,7 +253,7 @@ async def test_what_was_used_beyond_the_estimate_is_owed() -> None:
 
 
 @pytest.mark.virtual_time
-async def test_what_is_given_back_never_makes_more_than_a_full_bucket() -> None:
+async def test_refund_never_overfills_the_bucket() -> None:
     limiter = a_limiter(tpm=60, token_burst=100)
     await limiter.acquire(90)
     await asyncio.sleep(1000)
@@ -262,7 +262,7 @@ async def test_what_is_given_back_never_makes_more_than_a_full_bucket() -> None:
 
 
 @pytest.mark.virtual_time
-async def test_who_waits_already_has_the_good_of_what_is_given_back() -> None:
+async def test_waiting_request_sees_refunds() -> None:
     limiter = a_limiter(tpm=60, token_burst=100)
     await limiter.acquire(99)
     asyncio.get_running_loop().call_later(1, limiter.reconcile, 99, 9)
@@ -273,9 +273,7 @@ async def test_who_waits_already_has_the_good_of_what_is_given_back() -> None:
 @pytest.mark.virtual_time
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("after", [0, 5, 10, 10.25, 11, 90, 90.25, 99.75, 100, 190])
-async def test_who_is_cancelled_while_waiting_has_taken_nothing(
-    after: float, first: bool
-) -> None:
+async def test_cancelled_waiter_takes_nothing(after: float, first: bool) -> None:
     """At any moment: for a request, for tokens, in line, and just when it is sent."""
     limits = {"rpm": 6, "request_burst": 1, "tpm": 60, "token_burst": 100}
     server, limiter = LimitedServer(**limits), a_limiter(**limits)
@@ -302,7 +300,7 @@ async def test_who_is_cancelled_while_waiting_has_taken_nothing(
 
 
 @pytest.mark.virtual_time
-async def test_a_refusal_stops_everybody_for_as_long_as_the_server_says() -> None:
+async def test_refusal_pauses_all_for_the_servers_wait() -> None:
     limiter = a_limiter(rpm=600)
     await limiter.acquire(1)
     assert limiter.refused(8, tokens=1) == 10  # and a quarter, by the longest jitter
@@ -310,7 +308,7 @@ async def test_a_refusal_stops_everybody_for_as_long_as_the_server_says() -> Non
 
 
 @pytest.mark.virtual_time
-async def test_no_pause_is_shorter_than_the_server_says_or_a_quarter_longer() -> None:
+async def test_pause_is_at_most_a_quarter_longer() -> None:
     pauses = [RateLimiter(Limits(), Random(seed)).refused(8, 1) for seed in range(200)]
     assert 8 <= min(pauses) < 8.1
     assert 9.9 < max(pauses) <= 10
@@ -325,7 +323,7 @@ async def test_of_two_pauses_the_longer_one_counts() -> None:
 
 
 @pytest.mark.virtual_time
-async def test_a_refusal_stops_who_is_about_to_be_sent() -> None:
+async def test_refusal_stops_the_head_of_the_line() -> None:
     limiter = a_limiter(rpm=60, request_burst=10)
     await sent(limiter, *[1] * 9)
     asyncio.get_running_loop().call_later(0.1, limiter.refused, 8, 1)
@@ -341,14 +339,14 @@ async def test_a_refusal_in_a_pause_makes_it_longer() -> None:
 
 
 @pytest.mark.virtual_time
-async def test_where_no_rate_is_known_they_leave_spread_out_all_the_same() -> None:
+async def test_requests_spread_after_a_pause_without_a_rate() -> None:
     limiter = a_limiter(concurrency=4)
     limiter.refused(8, tokens=1)
     assert await sent(limiter, *[1] * 6) == at(10, 10.5, 11, 11.5, 11.5, 11.5)
 
 
 @pytest.mark.virtual_time
-async def test_the_refused_goes_first_and_those_who_go_first_keep_their_order() -> None:
+async def test_refused_requests_go_first_in_their_own_order() -> None:
     limiter, order = a_limiter(rpm=60, request_burst=10), list[str]()
 
     async def send(name: str) -> None:
@@ -363,7 +361,7 @@ async def test_the_refused_goes_first_and_those_who_go_first_keep_their_order() 
 
 
 @pytest.mark.virtual_time
-async def test_the_refused_does_not_wait_for_a_large_one_that_was_next() -> None:
+async def test_refused_request_overtakes_a_large_one() -> None:
     limiter = a_limiter(tpm=60, token_burst=100)
     await limiter.acquire(99)
     large = asyncio.create_task(sent(limiter, 95))
@@ -375,7 +373,7 @@ async def test_the_refused_does_not_wait_for_a_large_one_that_was_next() -> None
 
 
 @pytest.mark.virtual_time
-async def test_a_refused_request_counts_as_it_does_at_the_server() -> None:
+async def test_refused_request_counts_as_at_the_server() -> None:
     """So in the end the rate is kept, refusals included."""
     limits = {"rpm": 60, "request_burst": 10}
     server = LimitedServer(**limits)
@@ -390,7 +388,7 @@ async def test_a_refused_request_counts_as_it_does_at_the_server() -> None:
 
 
 @pytest.mark.virtual_time
-async def test_one_that_is_cancelled_at_the_head_of_the_line_lets_others_go() -> None:
+async def test_cancelled_head_of_the_line_lets_others_go() -> None:
     """In the very moment in which the next one is woken: it must not spin for ever."""
     limiter = a_limiter(rpm=600)
     limiter.refused(4, tokens=1)
@@ -451,7 +449,7 @@ async def test_more_left_at_the_server_than_here_changes_nothing() -> None:
 
 
 @pytest.mark.virtual_time
-async def test_news_of_the_limit_count_for_who_waits_already() -> None:
+async def test_waiting_request_sees_headers() -> None:
     """Half of what a large request has waited for is spent by somebody else."""
     limits = {"tpm": 600, "token_burst": 100}
     server = LimitedServer(**limits)

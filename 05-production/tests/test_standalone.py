@@ -100,9 +100,7 @@ def test_agents_need_nothing_but_openai(
     assert dict(model_server.stats().answers) == dict.fromkeys(NAMES, 1)
 
 
-def test_each_other_package_is_imported_by_one_file_and_no_environment_is_read() -> (
-    None
-):
+def test_only_openai_ask_imports_a_package() -> None:
     imports: dict[str, set[str]] = {}
     for file in AGENTS.glob("*.py"):
         text = file.read_text("utf-8")

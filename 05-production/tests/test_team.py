@@ -152,7 +152,7 @@ async def test_no_more_calls_are_in_flight_than_the_limit(concurrency: int) -> N
 
 
 @virtual_time
-async def test_two_runs_and_single_questions_share_the_slots_of_their_team() -> None:
+async def test_runs_and_single_questions_share_their_teams_slots() -> None:
     model = FakeModel()
     async with a_team(model, concurrency=3) as team:
         runs = [all_of(team.run(numbers(6))) for _ in range(2)]
@@ -244,7 +244,7 @@ async def test_the_last_try_is_not_followed_by_a_wait() -> None:
 
 
 @virtual_time
-async def test_a_server_that_names_a_time_is_not_asked_earlier() -> None:
+async def test_retry_after_delays_the_next_try() -> None:
     model = FakeModel(StatusError(503, retry_after=20))
     async with a_team(model, Shortest()) as team:
         await team.ask("Why?")
@@ -252,7 +252,7 @@ async def test_a_server_that_names_a_time_is_not_asked_earlier() -> None:
 
 
 @virtual_time
-async def test_while_one_waits_for_its_next_try_others_use_its_slot() -> None:
+async def test_backoff_leaves_the_slot_to_others() -> None:
     model = FakeModel(StatusError(500))
     async with a_team(model, Longest(), concurrency=1, backoff=10) as team:
         await all_of(team.run(["a", "b", "c"]))
@@ -262,7 +262,7 @@ async def test_while_one_waits_for_its_next_try_others_use_its_slot() -> None:
 
 @virtual_time
 @pytest.mark.parametrize(("free", "share", "most"), [(0, 0, 0), (3, 0, 3), (1, 0.5, 6)])
-async def test_the_whole_run_has_a_budget_of_retries(
+async def test_the_whole_run_has_a_retry_budget(
     free: int, share: float, most: int
 ) -> None:
     model = FakeModel(*[StatusError(500)] * 100)
@@ -285,7 +285,7 @@ async def test_what_will_not_pass_spends_nothing_of_the_budget() -> None:
 
 
 @virtual_time
-async def test_a_429_stops_all_and_its_try_is_not_counted() -> None:
+async def test_refusal_with_wait_pauses_all_and_is_no_try() -> None:
     model = FakeModel(StatusError(429, retry_after=8))
     limits = {"tries": 1, "free_retries": 0, "retry_share": 0}
     async with a_team(model, Longest(), concurrency=1, **limits) as team:
@@ -297,7 +297,7 @@ async def test_a_429_stops_all_and_its_try_is_not_counted() -> None:
 
 
 @virtual_time
-async def test_a_refused_call_goes_first_before_those_who_were_in_line() -> None:
+async def test_refused_request_goes_to_the_head_of_the_line() -> None:
     model = FakeModel(StatusError(429, retry_after=8), seconds=0.5)
     async with a_team(model, Longest(), rpm=60, request_burst=1) as team:
         await all_of(team.run(["a", "b", "c"]))
@@ -306,7 +306,7 @@ async def test_a_refused_call_goes_first_before_those_who_were_in_line() -> None
 
 
 @virtual_time
-async def test_a_429_that_names_no_time_is_a_failed_try() -> None:
+async def test_refusal_without_a_wait_is_a_failed_try() -> None:
     model = FakeModel(*[StatusError(429)] * 9)
     async with a_team(model, tries=2) as team:
         outcome = await team.ask("Why?")
@@ -314,7 +314,7 @@ async def test_a_429_that_names_no_time_is_a_failed_try() -> None:
 
 
 @virtual_time
-async def test_who_is_refused_for_ever_is_given_up() -> None:
+async def test_endless_refusals_are_given_up() -> None:
     model = FakeModel(*[StatusError(429, retry_after=1)] * 99)
     async with a_team(model, tries=1, refusals=5) as team:
         outcome = await team.ask("Why?")
@@ -323,9 +323,7 @@ async def test_who_is_refused_for_ever_is_given_up() -> None:
 
 
 @virtual_time
-async def test_tokens_of_a_refused_request_are_given_back_but_not_of_a_failed_one() -> (
-    None
-):
+async def test_refused_tokens_are_refunded_and_failed_ones_are_not() -> None:
     for status, second in [(400, 0), (429, 0), (500, 80)]:
         model = FakeModel(StatusError(status), seconds=0)
         begun = now()
@@ -350,7 +348,7 @@ async def test_each_try_has_its_time() -> None:
 
 
 @virtual_time
-async def test_at_the_deadline_what_is_done_is_kept_and_the_rest_is_named() -> None:
+async def test_deadline_keeps_answers_and_names_the_rest() -> None:
     model = FakeModel(seconds=3)
     async with a_team(model, concurrency=2, deadline=7) as team:
         outcomes = await all_of(team.run(numbers(10)))
@@ -364,7 +362,7 @@ async def test_at_the_deadline_what_is_done_is_kept_and_the_rest_is_named() -> N
 
 @virtual_time
 @pytest.mark.parametrize("in_order", [False, True])
-async def test_an_answer_in_the_moment_of_the_deadline_is_one_outcome(
+async def test_answer_at_the_deadline_is_one_outcome(
     in_order: bool,
 ) -> None:
     model = FakeModel(seconds=1)
@@ -398,7 +396,7 @@ async def test_the_deadline_comes_in_time_wherever_a_question_waits(
 
 
 @virtual_time
-async def test_a_timeout_of_the_ask_itself_is_not_the_teams_deadline() -> None:
+async def test_timeout_of_the_ask_is_not_the_deadline() -> None:
     async def impatient(question: str) -> str:
         async with asyncio.timeout(1):
             await asyncio.sleep(2)
@@ -409,7 +407,7 @@ async def test_a_timeout_of_the_ask_itself_is_not_the_teams_deadline() -> None:
 
 
 @virtual_time
-async def test_infinity_is_a_time_for_those_who_say_so() -> None:
+async def test_infinite_timeout_and_deadline_never_end() -> None:
     model = FakeModel(seconds=1e9)
     async with a_team(model, timeout=math.inf, deadline=math.inf) as team:
         assert (await team.ask("Why?")).in_flight == 1e9
@@ -419,7 +417,7 @@ async def test_infinity_is_a_time_for_those_who_say_so() -> None:
 
 
 @virtual_time
-async def test_cancelling_ends_everything_at_once_and_keeps_what_is_done() -> None:
+async def test_cancel_ends_all_at_once_and_keeps_answers() -> None:
     model = FakeModel(seconds=3)
     async with a_team(model, concurrency=2) as team:
         asyncio.get_running_loop().call_later(4, team.cancel)
@@ -431,7 +429,7 @@ async def test_cancelling_ends_everything_at_once_and_keeps_what_is_done() -> No
 
 
 @virtual_time
-async def test_draining_lets_finish_what_is_in_flight_and_begins_nothing() -> None:
+async def test_drain_finishes_what_is_in_flight() -> None:
     model = FakeModel(seconds=3)
     async with a_team(model, concurrency=2) as team:
         asyncio.get_running_loop().call_later(4, team.drain, 60)
@@ -466,7 +464,7 @@ async def test_leaving_the_team_ends_what_others_still_wait_for() -> None:
 
 
 @virtual_time
-async def test_who_awaits_an_answer_can_be_cancelled() -> None:
+async def test_caller_can_be_cancelled() -> None:
     model = FakeModel()
     async with a_team(model) as team:
         with pytest.raises(TimeoutError):
@@ -490,7 +488,7 @@ async def test_a_team_can_be_used_again() -> None:
 
 
 @pytest.mark.parametrize("questions", [["Why?"], Pulled()])
-async def test_outside_its_block_a_team_says_how_to_use_it(questions: Any) -> None:
+async def test_team_outside_its_block_raises(questions: Any) -> None:
     team = Team(FakeModel())
     for use in (team.ask("Why?"), anext(team.run(questions))):
         with pytest.raises(RuntimeError, match="async with Team"):
@@ -558,7 +556,7 @@ async def test_an_answer_that_is_none_is_a_failure(nothing: Any) -> None:
 
 
 @virtual_time
-async def test_a_question_that_never_fits_fails_at_once_and_others_do_not() -> None:
+async def test_question_too_large_fails_alone_and_at_once() -> None:
     model = FakeModel()
     async with a_team(model, tpm=1_000, answer_tokens=10) as team:
         outcomes = await all_of(team.run(["short", "long" * 1_000], in_order=True))
@@ -576,9 +574,7 @@ async def test_the_callers_estimate_is_what_is_reserved() -> None:
 
 
 @virtual_time
-async def test_outcomes_come_as_they_are_there_or_in_the_order_of_the_questions() -> (
-    None
-):
+async def test_outcomes_come_as_they_finish_or_in_order() -> None:
     for in_order, expected in [(False, ["1", "2", "3"]), (True, ["3", "1", "2"])]:
         async with a_team(slow) as team:
             outcomes = await all_of(team.run(["3", "1", "2"], in_order=in_order))
@@ -625,7 +621,7 @@ async def test_a_slow_consumer_slows_the_team_down(in_order: bool) -> None:
 
 
 @virtual_time
-async def test_one_slow_answer_in_order_holds_up_no_more_than_a_few() -> None:
+async def test_head_of_line_blocking_is_bounded() -> None:
     pulled = Pulled()
 
     async def first_is_slow(question: str) -> str:
@@ -641,7 +637,7 @@ async def test_one_slow_answer_in_order_holds_up_no_more_than_a_few() -> None:
 
 
 @virtual_time
-async def test_who_waits_for_a_next_try_does_not_stop_the_pulling_at_once() -> None:
+async def test_backoff_does_not_stop_pulling_at_once() -> None:
     """Nor does it go on for ever: as many may wait as have slots."""
     pulled, model = Pulled(), FakeModel(*[StatusError(500)] * 99, seconds=1)
     async with a_team(
@@ -670,7 +666,7 @@ async def test_an_async_iterable_may_keep_the_team_waiting() -> None:
     ("stop", "kind"),
     [("cancel", FailureKind.CANCELLED), ("deadline", FailureKind.DEADLINE)],
 )
-async def test_an_iterable_that_blocks_for_ever_is_left_when_the_team_stops(
+async def test_blocked_iterable_is_left_when_the_team_stops(
     stop: str, kind: FailureKind
 ) -> None:
     async def come() -> AsyncIterator[str]:
@@ -690,7 +686,7 @@ async def test_an_iterable_that_blocks_for_ever_is_left_when_the_team_stops(
 @pytest.mark.parametrize("is_async", [False, True])
 @pytest.mark.parametrize("in_order", [False, True])
 @pytest.mark.parametrize("error", [ValueError("line 3"), TimeoutError("of the file")])
-async def test_what_the_iterable_raises_comes_after_the_answers_that_were_paid_for(
+async def test_error_of_the_iterable_comes_after_all_answers(
     is_async: bool, in_order: bool, error: Exception
 ) -> None:
     def read() -> Iterator[str]:
@@ -715,7 +711,7 @@ async def test_what_the_iterable_raises_comes_after_the_answers_that_were_paid_f
 
 
 @virtual_time
-async def test_an_iterable_that_is_cancelled_within_does_not_hang_the_run() -> None:
+async def test_cancelled_iterable_does_not_hang_the_run() -> None:
     async def come() -> AsyncIterator[str]:
         yield "1"
         feed = asyncio.create_task(never(""))
@@ -729,9 +725,7 @@ async def test_an_iterable_that_is_cancelled_within_does_not_hang_the_run() -> N
 
 
 @virtual_time
-async def test_a_bug_in_the_estimate_is_raised_once_and_no_more_is_heard_of_it() -> (
-    None
-):
+async def test_bug_in_the_estimate_is_raised_once() -> None:
     async with a_team(never, estimate=int) as team:
         with pytest.raises(ValueError, match="invalid literal"):
             await all_of(team.run(["a", "b", "c"]))
@@ -740,7 +734,7 @@ async def test_a_bug_in_the_estimate_is_raised_once_and_no_more_is_heard_of_it()
 
 @virtual_time
 @pytest.mark.parametrize("in_order", [False, True])
-async def test_whoever_cancels_the_workers_does_not_hang_the_run(
+async def test_cancelled_workers_do_not_hang_the_run(
     in_order: bool,
 ) -> None:
     async with a_team(never, concurrency=2) as team:
@@ -764,7 +758,7 @@ async def test_no_questions_are_no_outcomes() -> None:
 @pytest.mark.parametrize("in_order", [False, True])
 @pytest.mark.parametrize("closes", [False, True])
 @pytest.mark.parametrize("turns", range(4))
-async def test_who_breaks_off_leaves_nothing_behind(
+async def test_leaving_a_run_early_leaves_nothing_behind(
     in_order: bool, closes: bool, turns: int
 ) -> None:
     """Whether closed or only left, however soon after that the team ends."""
@@ -836,7 +830,7 @@ async def test_agents_side_by_side_are_not_deep() -> None:
 
 @virtual_time
 @pytest.mark.parametrize("hedge", [None, 1])
-async def test_a_call_that_asks_its_own_team_is_a_clear_error(
+async def test_ask_that_asks_its_own_team_is_an_error(
     hedge: float | None,
 ) -> None:
     """It would wait for the slot that it holds itself."""
@@ -867,7 +861,7 @@ async def test_a_call_may_ask_another_team() -> None:
 
 
 @virtual_time
-async def test_an_agent_may_ask_when_the_call_before_is_over() -> None:
+async def test_agent_can_ask_one_question_after_another() -> None:
     async def agent(question: str) -> str:
         for number in "123":
             question = (await team.ask(question + number)).text
@@ -879,7 +873,7 @@ async def test_an_agent_may_ask_when_the_call_before_is_over() -> None:
 
 
 @virtual_time
-async def test_an_agents_failure_has_the_kind_of_what_it_could_not_get() -> None:
+async def test_agents_failure_has_the_kind_of_its_questions() -> None:
     async def agent(question: str) -> str:
         return (await team.ask(question)).text
 
@@ -919,7 +913,7 @@ def in_turn(*seconds: float | Exception) -> tuple[FakeModel, Ask]:
 
 
 @virtual_time
-async def test_a_hedge_is_sent_after_its_time_and_the_first_answer_counts() -> None:
+async def test_first_answer_of_a_hedged_question_counts() -> None:
     model, ask = in_turn(100, 1)
     async with a_team(ask, hedge=5) as team:
         outcome = await team.ask("Why?")
@@ -991,7 +985,7 @@ async def test_time_in_line_is_not_time_in_flight() -> None:
 
 
 @virtual_time
-async def test_a_hedge_that_is_refused_stops_all_like_any_other() -> None:
+async def test_refused_hedge_pauses_all() -> None:
     model, ask = in_turn(30, StatusError(429, retry_after=8), 1)
     async with a_team(ask, Longest(), hedge=5) as team:
         outcome = await team.ask("Why?")
@@ -1024,7 +1018,7 @@ async def test_a_hedge_that_is_refused_stops_all_like_any_other() -> None:
         ("retry_share", [-0.1, None], "a number from 0"),
     ],
 )
-def test_a_limit_that_makes_no_sense_is_refused_in_one_line(
+def test_senseless_limit_is_a_value_error(
     name: str, values: list[Any], says: str
 ) -> None:
     for value in values:
@@ -1080,7 +1074,7 @@ CHAOS: list[Callable[[], BaseException]] = [
 
 @virtual_time
 @pytest.mark.parametrize("seed", range(4))
-async def test_whatever_fails_each_question_ends_once_and_the_counts_agree(
+async def test_each_question_ends_once_and_the_counts_agree(
     seed: int,
 ) -> None:
     rng, summary, sent = Random(seed), Summary(), 0
