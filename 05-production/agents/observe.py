@@ -20,9 +20,7 @@ class Event:
     requests: int = 0  # requests sent for this question so far
     wait: float = 0.0  # seconds: refused, paused, and until it is retried
     detail: str = ""  # why it was refused, is retried, has failed
-    outcome: Outcome | None = (
-        None  # if answered or failed. None: the caller has given up
-    )
+    outcome: Outcome | None = None  # of an end. None: the caller has given up
 
 
 Observer = Callable[[Event], object]

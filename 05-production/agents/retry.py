@@ -14,9 +14,7 @@ def kind_of(error: BaseException) -> FailureKind:
             return FailureKind.REFUSED
         case TimeoutError():  # an OSError, too, so it comes first
             return FailureKind.TIMED_OUT
-        case OSError(
-            filename=None
-        ):  # such as ConnectionError, but not an error of a file
+        case OSError(filename=None):  # ConnectionError, but no error of a file
             return FailureKind.UNREACHABLE
         case InvalidResponse() | TooLarge():
             return FailureKind.INVALID

@@ -339,6 +339,14 @@ async def test_a_refusal_in_a_pause_makes_it_longer() -> None:
 
 
 @pytest.mark.virtual_time
+async def test_refusal_during_the_spread_pauses_again() -> None:
+    limiter = a_limiter(concurrency=4)
+    limiter.refused(8, tokens=1)
+    asyncio.get_running_loop().call_later(10.2, limiter.refused, 8, 1)
+    assert await sent(limiter, 1, 1) == at(10, 20.2)
+
+
+@pytest.mark.virtual_time
 async def test_requests_spread_after_a_pause_without_a_rate() -> None:
     limiter = a_limiter(concurrency=4)
     limiter.refused(8, tokens=1)
