@@ -262,6 +262,31 @@ async def test_refund_never_overfills_the_bucket() -> None:
 
 
 @pytest.mark.virtual_time
+async def test_late_debt_is_taken_from_a_full_bucket() -> None:
+    limiter = a_limiter(tpm=60, token_burst=100)
+    await limiter.acquire(9)
+    await asyncio.sleep(1000)
+    limiter.reconcile(9, used=99)
+    assert await sent(limiter, 10) == at(0.25)
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_large_request_leaves_no_overfull_bucket(is_cancelled: bool) -> None:
+    limiter = a_limiter(tpm=600)
+    large = asyncio.create_task(limiter.acquire(500))
+    if is_cancelled:
+        await asyncio.sleep(40)
+        large.cancel()
+        await asyncio.gather(large, return_exceptions=True)
+    else:
+        await large
+        await asyncio.sleep(1000)
+        limiter.reconcile(500, used=0)
+    assert await sent(limiter, 9, 9) == at(0, 0.9)
+
+
+@pytest.mark.virtual_time
 async def test_waiting_request_sees_refunds() -> None:
     limiter = a_limiter(tpm=60, token_burst=100)
     await limiter.acquire(99)
@@ -443,6 +468,15 @@ async def test_nothing_left_at_the_server_is_nothing_left_here(left: Remaining) 
         async for _ in team.run(["a", "b", "c"]):
             pass
     assert sent_at == at(0, 1, 2)
+
+
+@pytest.mark.virtual_time
+async def test_headers_correct_the_level_of_this_moment() -> None:
+    limiter = a_limiter(rpm=600, request_burst=10)
+    await sent(limiter, *[1] * 9)
+    await asyncio.sleep(0.8)
+    await limiter.update_from_headers(Remaining(requests=0))
+    assert await sent(limiter, 1) == at(0.1)
 
 
 @pytest.mark.virtual_time
