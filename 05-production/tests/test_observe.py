@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from dataclasses import FrozenInstanceError
 from random import Random
 
 import pytest
@@ -114,8 +113,3 @@ async def test_the_log_has_no_questions_and_failures_stand_out(
         "failed": "WARNING",
     }
     assert "bad" in caplog.records[-1].getMessage()
-
-
-def test_an_event_is_frozen() -> None:
-    with pytest.raises(FrozenInstanceError):
-        Event("sent", "Why?", at=0).kind = "answered"  # type: ignore[misc]
