@@ -144,9 +144,7 @@ class Team:
                     with suppress(RuntimeError):
                         await nested.aclose()
 
-        workers = (
-            2 * self.limits.concurrency
-        )  # so that as many can wait for their next try
+        workers = 2 * self.limits.concurrency  # half of them can wait to try again
         run = map_bounded(self._pull(questions), work, workers, in_order)
         self._runs[run] = None
         _begun.get([]).append(run)
