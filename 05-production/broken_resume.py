@@ -26,9 +26,9 @@ async def run(ask: Ask, journal: Journal) -> None:
     unsaved: list[tuple[str, int, str, Answer]] = []
 
     async def answer(question: str) -> str:
-        if known := journal.answer_to(question):
+        if known := journal.lookup(question):
             return known.text  # an earlier run has paid for it
-        number = journal.sent(question)
+        number = journal.start(question)
         text = await ask(question)
         unsaved.append((question, number, "answered", Answer(text)))
         return text
@@ -37,7 +37,7 @@ async def run(ask: Ask, journal: Journal) -> None:
     findings = await asyncio.gather(*map(answer, questions))
     await answer(f"Editor, sum up: {findings}")
     for row in unsaved:  # all at once, when all is done: if it ever is
-        journal.ended(*row)
+        journal.finish(*row)
 
 
 async def worker(url: str, file: str, fate: str) -> int:

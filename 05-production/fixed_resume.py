@@ -25,12 +25,12 @@ async def run(ask: Ask, journal: Journal) -> None:
     """Let all agents ask at the same time, and then the editor."""
 
     async def answer(question: str) -> str:
-        if known := journal.answer_to(question):
+        if known := journal.lookup(question):
             return known.text  # an earlier run has paid for it
-        number = journal.sent(question)
+        number = journal.start(question)
         text = await ask(question)
         # Recorded before anybody uses it, whatever happens to this run.
-        journal.ended(question, number, "answered", Answer(text))
+        journal.finish(question, number, "answered", Answer(text))
         return text
 
     questions = [f"As the {agent}, name a risk." for agent in AGENTS]

@@ -1,4 +1,4 @@
-"""Agents that ask a model at the same time: bounded, paced, timed, retried once.
+"""Agents that ask a model at the same time: bounded, rate-limited, timed, retried once.
 
     limits = Limits(concurrency=20, rpm=500, tpm=200_000)
     async with AsyncOpenAI(http_client=DefaultAioHttpClient()) as client:
@@ -6,9 +6,11 @@
             async for outcome in team.run(questions):
                 print(outcome.question, outcome.answer or outcome.failure)
 
-Copy this folder into your project; it needs `openai` and `aiolimiter`. To read it:
-`limits` is the policy; `team` the front door; `calls` one question's way, with `pace`
-and `retry`; `results` what comes back. `journal`, `observe`, `stop`: if you want them.
+Copy this folder into your project. It needs `openai` and nothing else.
+
+Start reading at `limits`, the policy, and `team`, the front door. `dispatcher` takes
+one question to its answer, with `rate_limiter` (on `token_bucket`) and `retry`.
+`results` defines outcomes. `journal`, `observe` and `shutdown` are optional.
 """
 
 from .journal import Journal, JournalError

@@ -1,4 +1,4 @@
-"""Workers that pull: no more is begun than is wanted, whatever the number of items."""
+"""A bounded worker pool: memory does not grow with the number of items."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -15,17 +15,17 @@ async def map_bounded(
     workers: int,
     in_order: bool,
 ) -> AsyncGenerator[R, None]:
-    """Yield `await work(item)` for each item, as they finish or in order.
+    """Yield `await work(item)` for each item, as it finishes or `in_order`.
 
     Backpressure: at most `workers` items are in work and as many results wait, so a
-    slow consumer slows the workers down. In order, one slow item holds up the others.
-    What `work` raises is raised here, what `items` raises after the last result, and
-    nothing is left running.
+    slow consumer slows the workers down. `in_order` has head-of-line blocking: one slow
+    item holds up the others. An error of `work` is raised here at once, an error of
+    `items` after the last result. Nothing is left running.
     """
     results: asyncio.Queue[asyncio.Future[R] | None] = asyncio.Queue()
     room, pulling = asyncio.Semaphore(workers), asyncio.Lock()
 
-    is_over = False  # an agent may swallow the cancellation of its worker
+    is_over = False  # because an agent can swallow the cancellation of its worker
 
     async def put(result: asyncio.Future[R]) -> None:
         if not is_over:
@@ -47,7 +47,7 @@ async def map_bounded(
                     raise
                 except Exception as error:
                     result.set_exception(error)
-                    result.exception()  # no complaint if nobody wants it any more
+                    result.exception()  # so asyncio does not log it as lost
                 if not in_order:
                     await put(result)
 

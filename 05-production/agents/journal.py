@@ -1,4 +1,4 @@
-"""What is answered already: a killed run that starts again pays for nothing twice."""
+"""A record of all answers, so that a killed run pays for none of them twice."""
 
 import sqlite3
 import time
@@ -8,40 +8,41 @@ from typing import Any, Self
 from .results import Answer
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS attempts (
+CREATE TABLE IF NOT EXISTS requests (
     question TEXT NOT NULL,
-    attempt INTEGER NOT NULL,
+    number INTEGER NOT NULL,
     sent REAL NOT NULL,      -- seconds since 1970
     ended REAL,
     outcome TEXT,            -- 'answered', or the kind of failure; NULL: not known
     text TEXT,
     prompt_tokens INTEGER,
     completion_tokens INTEGER,
-    PRIMARY KEY (question, attempt)
+    PRIMARY KEY (question, number)
 )
 """
+TABLES = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name != 'requests'"
 ANSWER = """
-SELECT text, prompt_tokens, completion_tokens FROM attempts
+SELECT text, prompt_tokens, completion_tokens FROM requests
 WHERE question = ? AND outcome = 'answered'
 """
-NUMBER = "SELECT coalesce(max(attempt), 0) + 1 FROM attempts WHERE question = ?"
+NUMBER = "SELECT coalesce(max(number), 0) + 1 FROM requests WHERE question = ?"
 END = """
-UPDATE attempts SET ended = ?, outcome = ?, text = ?, prompt_tokens = ?,
-completion_tokens = ? WHERE question = ? AND attempt = ?
+UPDATE requests SET ended = ?, outcome = ?, text = ?, prompt_tokens = ?,
+completion_tokens = ? WHERE question = ? AND number = ?
 """
 
 
 class JournalError(Exception):
-    """The journal cannot be used: nothing more is asked."""
+    """The journal cannot be used, so nothing more is asked."""
 
 
 class Journal:
     """A SQLite file with a row for each request: `with Journal("run.db") as journal`.
 
-    A row is there before its request is sent, and has the answer before anybody sees
-    it. So after `kill -9` all that was recorded is there (after a power cut, the last
-    moments may be missing). One process at a time; questions are told apart by their
-    text. Raises `JournalError`.
+    Each row is written before its request is sent, and its answer before you see it.
+    So `kill -9` loses nothing that was recorded, and a power cut the last moments at
+    most. Only one process at a time can use the file. The key is the question's text.
+    Raises `JournalError`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -50,36 +51,39 @@ class Journal:
         self._broken = ""  # why, if something could not be written
         try:
             self._file = sqlite3.connect(self.path, timeout=0, isolation_level=None)
-            # With WAL: from the first look on, until the end, nobody else gets in.
+            # With WAL, no other process can use the file until this one closes it.
             self._file.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._file.execute("PRAGMA journal_mode = WAL")
             self._file.execute("PRAGMA synchronous = NORMAL")
+            if other := self._file.execute(TABLES).fetchone():  # of another program,
+                raise sqlite3.DatabaseError(f"not a journal: it has a table {other[0]}")
             self._file.execute(SCHEMA)
-            self._file.execute(ANSWER, ("",))  # is it ours?
+            self._file.execute(ANSWER, ("",))  # or its table has other columns
         except sqlite3.Error as error:
             self.close()
             why = "in use already" if "locked" in str(error) else error
             raise JournalError(f"journal {self.path}: {why}") from None
 
-    def answer_to(self, question: str) -> Answer | None:
+    def lookup(self, question: str) -> Answer | None:
+        """Return the recorded answer, if there is one."""
         row = self._execute(ANSWER, question).fetchone()
         return None if row is None else Answer(*row)
 
-    def sent(self, question: str) -> int:
-        """A request is about to be sent. Gives its number, which goes on over runs."""
+    def start(self, question: str) -> int:
+        """Record a request before it is sent. Return its number, over all runs."""
         if self._broken:
             raise JournalError(self._broken)
         number: int = self._execute(NUMBER, question).fetchone()[0]
         self._execute(
-            "INSERT INTO attempts (question, attempt, sent) VALUES (?, ?, ?)",
+            "INSERT INTO requests (question, number, sent) VALUES (?, ?, ?)",
             *(question, number, time.time()),
         )
         return number
 
-    def ended(
+    def finish(
         self, question: str, number: int, outcome: str, answer: Answer | None = None
     ) -> None:
-        """The request was `answered`, or failed in some way."""
+        """Record how the request ended: "answered", or a kind of failure."""
         texts: tuple[Any, ...] = (None, None, None)
         if answer is not None:
             texts = (answer.text, answer.prompt_tokens, answer.completion_tokens)
@@ -96,7 +100,7 @@ class Journal:
             raise JournalError(self._broken) from error
 
     def close(self) -> None:
-        """A second call does nothing."""
+        """Close the file. A second call does nothing."""
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -1,4 +1,4 @@
-"""The policy: a frozen dataclass of numbers. The mechanism reads it, nothing else."""
+"""The policy: a frozen dataclass of numbers, which the mechanism only reads."""
 
 import math
 from dataclasses import dataclass
@@ -9,20 +9,20 @@ from typing import Any
 class Limits:
     """How much at once, how fast, how long, how often. Raises ValueError.
 
-    Times are seconds. There is no time without an end: who wants one says `math.inf`.
+    Times are in seconds. Every one has a default. Pass `math.inf` to switch one off.
     """
 
     # At once
     concurrency: int = 10  # calls in flight
     depth: int = 5  # agents that ask agents that ask agents ...
 
-    # How fast: the account's limits, requests and tokens per minute; None: unknown
+    # How fast: the account's limits, requests and tokens per minute. None: unknown
     rpm: float | None = None
     tpm: float | None = None
-    # What the server lets through at once after a rest; None: one second's worth
+    # What the server lets through at once after a rest. None: one second's worth
     request_burst: float | None = None
     token_burst: float | None = None
-    answer_tokens: int = 500  # of an answer, expected before it is there
+    answer_tokens: int = 500  # expected of an answer, before it is there
 
     # How long
     connect: float = 5.0  # until there is a connection
@@ -30,13 +30,13 @@ class Limits:
     deadline: float = 3600.0  # until the whole team is done
 
     # How often
-    tries: int = 4  # tries for a question; those refused with a wait do not count
-    refusals: int = 100  # of one try, each with a wait: then that has failed, too
-    backoff: float = 0.5  # at most so long before the second try, then twice as long
+    tries: int = 4  # for a question; a refusal that names a wait is not a failed one
+    refusals: int = 100  # with a wait, in one try, before that one has failed, too
+    backoff: float = 0.5  # longest wait before the second try; it doubles each time
     longest_backoff: float = 30.0
     free_retries: int = 10  # the retry budget of the whole run: these,
-    retry_share: float = 0.2  # and so many for each question
-    hedge: float | None = None  # in flight for so long: ask once more, first one counts
+    retry_share: float = 0.2  # and this share of a retry for each question
+    hedge: float | None = None  # in flight this long: ask again, first answer counts
 
     def __post_init__(self) -> None:
         for name in ("concurrency", "depth", "tries"):

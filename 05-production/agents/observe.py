@@ -1,4 +1,4 @@
-"""What happens, as it happens: an observer is any callable that takes an `Event`."""
+"""Events as they happen. An observer is any callable that takes an `Event`."""
 
 import logging
 from collections import Counter
@@ -12,7 +12,7 @@ KINDS = ("queued", "sent", "refused", "retried", "answered", "failed", "paused")
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`paused` is the whole team's, all others are one question's."""
+    """Something that happened to one question, or (`paused`) to the whole team."""
 
     kind: str  # one of KINDS
     question: str
@@ -20,7 +20,7 @@ class Event:
     requests: int = 0  # requests sent for this question so far
     wait: float = 0.0  # seconds: refused, paused, and until it is retried
     detail: str = ""  # why it was refused, is retried, has failed
-    outcome: Outcome | None = None  # answered, failed; None: who asked has given up
+    outcome: Outcome | None = None  # of an end. None: the caller has given up
 
 
 Observer = Callable[[Event], object]
@@ -46,7 +46,7 @@ class Summary:
 
     @property
     def open(self) -> int:
-        """Questions that were begun and have not ended."""
+        """Return how many questions have begun and not ended."""
         return self["queued"] - self["answered"] - self["failed"]
 
     def __str__(self) -> str:
@@ -54,26 +54,26 @@ class Summary:
 
 
 def log_to(logger: logging.Logger) -> Observer:
-    """Failures as warnings, pauses and retries as info, the rest for debugging.
+    """Log failures as warnings, pauses and retries as info, the rest for debugging.
 
-    Without the questions: they may be long, and private.
+    Questions are not logged, because they can be long or private.
     """
     levels = {"failed": logging.WARNING, "paused": logging.INFO}
     levels |= {"retried": logging.INFO, "refused": logging.INFO}
 
     def log(event: Event) -> None:
         level = levels.get(event.kind, logging.DEBUG)
-        says = "%s after %d requests, waits %.3f s %s"
-        logger.log(level, says, event.kind, event.requests, event.wait, event.detail)
+        message = "%s after %d requests, waits %.3f s %s"
+        logger.log(level, message, event.kind, event.requests, event.wait, event.detail)
 
     return log
 
 
 def all_of(*observers: Observer) -> Observer:
-    """One observer that tells all of these."""
+    """Return one observer that passes each event on to all of these."""
 
-    def tell(event: Event) -> None:
+    def notify(event: Event) -> None:
         for observer in observers:
             observer(event)
 
-    return tell
+    return notify

@@ -1,6 +1,6 @@
-"""An `ask` that speaks to OpenAI, or to any server with the same API.
+"""An `ask` for OpenAI, or for any server with the same API.
 
-The only file that imports `openai`.
+No other file imports `openai`.
 """
 
 import json
@@ -25,10 +25,10 @@ def openai_ask(
     system: str = "",
     **options: Any,
 ) -> Ask:
-    """One try at a chat completion; `options` go to the API as they are.
+    """Return an ask that makes one chat completion. `options` go to the API unchanged.
 
-    The caller's client is shared and not closed. Its own retries are off here: they
-    are the team's. Raises what `Team` understands: `StatusError`, `InvalidResponse`,
+    Your client is shared and not closed. Its own retries are off here, because the team
+    retries. The ask raises what `Team` understands: `StatusError`, `InvalidResponse`,
     TimeoutError, ConnectionError. None of them contains the key.
     """
     timeout = openai.Timeout(number(limits.timeout), connect=number(limits.connect))
@@ -39,19 +39,19 @@ def openai_ask(
     async def ask(question: str) -> Answer:
         messages = [*before, {"role": "user", "content": question}]
         try:
-            # Raw: reading the three things that are needed costs less than the types.
+            # Raw, because reading three fields costs less than the SDK's types.
             raw = await create(model=model, messages=messages, **options)
         except Exception as error:
             failure = understood(error, once.api_key)
         else:
             return read(raw.content, raw.headers)
-        raise failure  # out here, where it does not carry the SDK's, which has the key
+        raise failure  # out here, so that it does not carry the SDK's, with the key
 
     return ask
 
 
 def read(body: bytes, headers: Mapping[str, str]) -> Answer:
-    """Raises `InvalidResponse`."""
+    """Return the answer in a response. Raise `InvalidResponse` if there is none."""
     try:
         completion = json.loads(body)
         text = completion["choices"][0]["message"]["content"]
@@ -67,19 +67,19 @@ def read(body: bytes, headers: Mapping[str, str]) -> Answer:
 
 
 def understood(error: Exception, key: str) -> Exception:
-    """What a team understands, for what the SDK or its transport has raised."""
+    """Translate what the SDK or its transport raised into what a team understands."""
     if isinstance(error, openai.APIStatusError):
         return refused(error, key)
     if isinstance(error, TypeError):  # an option that the SDK does not know
         return error
     cause = error.__cause__ or error
-    says = without(key, str(cause) or type(cause).__name__)
+    message = without(key, str(cause) or type(cause).__name__)
     if isinstance(error, ValueError):  # a key or a question that cannot be sent
-        return ValueError(says)
+        return ValueError(message)
     # The SDK's aiohttp transport says "timeout" when there is no connection, too.
     if isinstance(error, openai.APITimeoutError) and has_timed_out(error):
         return TimeoutError("no answer in time")
-    return ConnectionError(says)
+    return ConnectionError(message)
 
 
 def has_timed_out(error: BaseException | None) -> bool:
@@ -89,13 +89,13 @@ def has_timed_out(error: BaseException | None) -> bool:
 
 
 def refused(error: openai.APIStatusError, key: str) -> StatusError:
-    says = error.message.partition(" - ")[2]  # after "Error code: 400"
+    message = error.message.partition(" - ")[2]  # after "Error code: 400"
     if error.status_code == 401:  # it may repeat the end of the key, too
-        says = "the key is refused"
+        message = "the key is refused"
     headers = error.response.headers
     return StatusError(
         error.status_code,
-        without(key, f"{error.code or ''} {says}".strip()),
+        without(key, f"{error.code or ''} {message}".strip()),
         code=error.code,
         retry_after=retry_after(headers),
         remaining=remaining(headers),
@@ -103,14 +103,14 @@ def refused(error: openai.APIStatusError, key: str) -> StatusError:
 
 
 def without(key: str, text: str) -> str:
-    """Servers and libraries repeat a key, or its beginning."""
+    """Hide the key, because servers and libraries repeat it, or its beginning."""
     if len(key) < 7:  # "local", "EMPTY": no secret
         return text
     return re.sub(re.escape(key[:8]) + r"\S*", "[key]", text)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds, of `retry-after-ms` or of `retry-after`, number or date (RFC 9110)."""
+    """Return seconds, of `retry-after-ms` or `retry-after` (RFC 9110: or a date)."""
     for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
         seconds = number(headers.get(name))
         if seconds is not None:
@@ -133,7 +133,7 @@ def remaining(headers: Mapping[str, str]) -> Remaining:
 
 
 def number(value: str | float | None) -> float | None:
-    """None for what is none, and for "nan" and "inf"."""
+    """Return a finite number, or None."""
     try:
         found = float(value or "nan")
     except ValueError:

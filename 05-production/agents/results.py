@@ -1,4 +1,4 @@
-"""What comes back: each question ends as an answer, or as a failure with its cause."""
+"""Results: an answer, or a failure with its cause, for each question."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 @dataclass(frozen=True, slots=True)
 class Remaining:
-    """What the server says may still be sent right now; None: it does not say."""
+    """What the server still accepts right now, by its headers. None: no header."""
 
     requests: float | None = None
     tokens: float | None = None
@@ -16,7 +16,7 @@ class Remaining:
 @dataclass(frozen=True, slots=True)
 class Answer:
     text: str
-    prompt_tokens: int | None = None  # None: the model does not say
+    prompt_tokens: int | None = None  # None: unknown
     completion_tokens: int | None = None
     remaining: Remaining = Remaining()
 
@@ -28,7 +28,7 @@ class Answer:
 
 
 # The seam: any async function can be an agent's model, and any agent another's.
-# It makes one try; slots, pace, timeouts and retries are the team's.
+# It makes one try, because the team adds slots, rate limits, timeouts and retries.
 Ask = Callable[[str], Awaitable[Answer | str]]
 
 
@@ -39,28 +39,28 @@ def as_answer(answer: Answer | str) -> Answer:
 
 
 class StatusError(Exception):
-    """The server said no. `retry_after` is seconds, None if it names no time."""
+    """A refusal by the server. `retry_after`: seconds to wait, None if not named."""
 
     def __init__(
         self,
         status: int,
-        says: str = "",
+        message: str = "",
         *,
         code: str | None = None,
         retry_after: float | None = None,
         remaining: Remaining = Remaining(),
     ) -> None:
-        super().__init__(f"{status} {says}".strip())
+        super().__init__(f"{status} {message}".strip())
         self.status, self.code = status, code
         self.retry_after, self.remaining = retry_after, remaining
 
 
 class InvalidResponse(Exception):
-    """There was an answer, but it cannot be read."""
+    """An answer that cannot be read."""
 
 
 class TooLarge(Exception):
-    """A question that never fits the limits, however long it waits."""
+    """A question that never fits the limits, no matter how long it waits."""
 
 
 class NestingError(Exception):
@@ -70,7 +70,7 @@ class NestingError(Exception):
 class FailureKind(StrEnum):
     """Why there is no answer."""
 
-    REFUSED = "refused"  # the server said no
+    REFUSED = "refused"  # by the server
     TIMED_OUT = "timed out"  # no answer within the time for one try
     UNREACHABLE = "unreachable"  # no connection, or it broke
     INVALID = "invalid"  # the answer cannot be read, or the question cannot be sent
@@ -82,35 +82,35 @@ class FailureKind(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Failure:
     kind: FailureKind
-    says: str
+    message: str
     cause: BaseException | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one question ended. Either `answer` or `failure` is there."""
+    """How one question ended: with an `answer`, or with a `failure`."""
 
     question: str
     answer: Answer | None = None
     failure: Failure | None = None
-    requests: int = 0  # requests sent, refused ones too; 0: the journal had it
+    requests: int = 0  # requests sent, refused ones too. 0: from the journal
     waited: float = 0.0  # seconds for a slot, its turn and backoff
     in_flight: float = 0.0  # seconds
     tokens: int = 0  # of the answers that arrived
 
     @property
     def text(self) -> str:
-        """The answer's text. Raises `QuestionFailed`."""
+        """Return the answer's text. Raise `QuestionFailed` if there is none."""
         if self.answer is None:
             raise QuestionFailed(self)
         return self.answer.text
 
 
 class QuestionFailed(Exception):
-    """Somebody wanted the text of an outcome that is a failure."""
+    """Raised by `Outcome.text` if the outcome is a failure."""
 
     def __init__(self, outcome: Outcome) -> None:
         failure = outcome.failure
         assert failure is not None
-        super().__init__(f"{failure.kind}: {failure.says}")
+        super().__init__(f"{failure.kind}: {failure.message}")
         self.outcome, self.failure = outcome, failure

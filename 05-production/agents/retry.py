@@ -1,4 +1,4 @@
-"""Which failures pass, how long to wait for that, and when to stop trying."""
+"""Which failures can pass, how long to wait for that, and when to stop trying."""
 
 from random import Random
 
@@ -14,7 +14,7 @@ def kind_of(error: BaseException) -> FailureKind:
             return FailureKind.REFUSED
         case TimeoutError():  # an OSError, too, so it comes first
             return FailureKind.TIMED_OUT
-        case OSError(filename=None):  # ConnectionError is one; not what a file does
+        case OSError(filename=None):  # ConnectionError, but no error of a file
             return FailureKind.UNREACHABLE
         case InvalidResponse() | TooLarge():
             return FailureKind.INVALID
@@ -23,7 +23,7 @@ def kind_of(error: BaseException) -> FailureKind:
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether the same question may be answered on another try."""
+    """Return whether another try can succeed."""
     if isinstance(error, StatusError):
         if error.code == "insufficient_quota":  # a 429 that no wait will cure
             return False
@@ -35,7 +35,7 @@ def may_pass(error: Exception) -> bool:
 
 
 def backoff(tries: int, limits: Limits, rng: Random) -> float:
-    """Seconds until the next try, after so many: exponential, with full jitter.
+    """Return the seconds to wait after `tries` tries: exponential, with full jitter.
 
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
     """
@@ -44,18 +44,18 @@ def backoff(tries: int, limits: Limits, rng: Random) -> float:
 
 
 class RetryBudget:
-    """Retries of the whole run: when all fails, retries only add to the trouble."""
+    """A budget for the whole run, because retries make an outage worse."""
 
     def __init__(self, limits: Limits) -> None:
         self.left: float = limits.free_retries
         self._share = limits.retry_share
 
     def earn(self) -> None:
-        """For each new question."""
+        """Add the share of one new question."""
         self.left += self._share
 
     def spend(self) -> bool:
-        """Take one retry; False if there is none."""
+        """Take one retry. Return False if there is none."""
         has_one = self.left >= 1
         self.left -= has_one
         return has_one

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first lets what is in flight finish, the second does not."""
+"""Ctrl-C and SIGTERM: the first drains the team, the second cancels it."""
 
 import asyncio
 import signal
@@ -10,7 +10,7 @@ from .team import Team
 
 
 class Shutdown:
-    """Whether a signal came; `status` is the exit status that says so, or 0."""
+    """The first signal that came, if any, and the exit status that reports it."""
 
     signal: int | None = None
 
@@ -21,9 +21,9 @@ class Shutdown:
 
 @contextmanager
 def stop_on_signals(team: Team, grace: float = 5.0) -> Iterator[Shutdown]:
-    """Drain the team for `grace` seconds on SIGINT or SIGTERM; on the next, cancel it.
+    """Drain the team for `grace` seconds on SIGINT or SIGTERM. Cancel it on the next.
 
-    For the main thread, within the running loop. On Windows only Ctrl-C is a signal.
+    Use it in the main thread, within the running loop. Windows only has Ctrl-C.
     """
     loop, stop = asyncio.get_running_loop(), Shutdown()
 

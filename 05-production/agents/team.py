@@ -1,4 +1,4 @@
-"""Many questions, within the limits, until the deadline: the module's front door."""
+"""The front door: ask many questions within the limits, until the deadline."""
 
 import asyncio
 from collections.abc import (
@@ -16,7 +16,7 @@ from typing import Self
 from weakref import WeakValueDictionary
 
 from .bounded_map import map_bounded
-from .dispatcher import Call, Calls, holding
+from .dispatcher import Dispatcher, Request, slot_holders
 from .journal import Journal, JournalError
 from .limits import Limits
 from .observe import Observer
@@ -33,7 +33,7 @@ from .results import (
 )
 from .retry import kind_of
 
-# How many agents that ask agents the running one has above it.
+# How deep the running agent is nested in other agents.
 _depth: ContextVar[int] = ContextVar("depth", default=0)
 # The runs that the running agent has begun.
 _begun: ContextVar[list[AsyncGenerator[Outcome, None]]] = ContextVar("begun")
@@ -46,10 +46,11 @@ class Team:
         async for outcome in team.run(many_questions):
             print(outcome.question, outcome.answer or outcome.failure)
 
-    Time is the running loop's; the deadline begins at the `async with`, at the end of
-    which nothing is left running. `estimate` gives the tokens to reserve for a question
-    and its answer. Failures are outcomes. Raised are a `JournalError`, and what the
-    caller did wrong: a `NestingError`, a RuntimeError outside of the `async with`.
+    The deadline begins at the `async with`, by the running loop's clock. At the end of
+    the block nothing is left running. `estimate` returns the tokens of a question and
+    its answer. A model's failure is returned as an outcome, not raised. Raises
+    `JournalError` if the journal fails, `NestingError` if the team is misused, and
+    RuntimeError outside of the `async with`.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Team:
         self.limits = limits = limits or Limits()
         rng = rng or Random()
         rate_limiter = rate_limiter or RateLimiter(limits, rng)
-        self._calls = Calls(limits, rng, rate_limiter, journal, observer)
+        self._dispatcher = Dispatcher(limits, rng, rate_limiter, journal, observer)
         self._ask, self._journal, self._estimate = ask, journal, estimate
         self._same = WeakValueDictionary[str, asyncio.Lock]()  # question -> its lock
         self._scopes = dict[asyncio.Timeout, None]()  # a set has no order
@@ -82,29 +83,28 @@ class Team:
     async def __aexit__(self, *_: object) -> None:
         self.cancel()
         for run in tuple(self._runs):
-            with suppress(RuntimeError):  # somebody still waits for it: gets the rest
+            with suppress(RuntimeError):  # a consumer still waits for it, and ends it
                 await run.aclose()
                 self._runs.pop(run, None)
 
     async def ask(self, question: str, ask: Ask | None = None) -> Outcome:
-        """Ask one question; with another `ask`, if given, within the same limits."""
+        """Ask one question, with another `ask` if given, within the same limits."""
         self._check_slots()
-        reserve = self.limits.answer_tokens + len(question) / 4
+        estimated_tokens = self.limits.answer_tokens + len(question) / 4
         if self._estimate is not None:
-            reserve = self._estimate(question)
-        call = Call(question, ask or self._ask, reserve)
-        self._calls.tell("queued", call)
+            estimated_tokens = self._estimate(question)
+        request = Request(question, ask or self._ask, estimated_tokens)
+        self._dispatcher.notify("queued", request)
         try:
-            outcome = await self._outcome(call, self._answer)
-        except BaseException as error:  # whoever asked has given up
-            self._calls.tell(
-                "failed", call, detail=f"cancelled: {type(error).__name__}"
-            )
+            outcome = await self._outcome(request, self._answer)
+        except BaseException as error:  # the caller has given up
+            why = f"cancelled: {type(error).__name__}"
+            self._dispatcher.notify("failed", request, detail=why)
             raise
         kind, why = "answered", ""
         if outcome.failure is not None:
-            kind, why = "failed", f"{outcome.failure.kind}: {outcome.failure.says}"
-        self._calls.tell(kind, call, detail=why, outcome=outcome)
+            kind, why = "failed", f"{outcome.failure.kind}: {outcome.failure.message}"
+        self._dispatcher.notify(kind, request, detail=why, outcome=outcome)
         return outcome
 
     async def run(
@@ -114,13 +114,14 @@ class Team:
         agent: Ask | None = None,
         in_order: bool = False,
     ) -> AsyncGenerator[Outcome, None]:
-        """Ask many; yield each one's outcome, as they finish or in order.
+        """Ask many questions. Yield each outcome as it finishes, or `in_order`.
 
-        With `agent`, that is what answers each question: it may ask the team, and
-        `run` agents of its own, and it holds no slot. Questions are pulled only when a
-        slot is free. When the team stops, those that are left fail at once (of an async
-        iterable, those that were pulled; of an endless one, without an end). Who breaks
-        off should `aclose()` the run.
+        With `agent`, that function answers each question. It holds no slot, and can
+        ask the team and `run` agents of its own. Questions are pulled only when a slot
+        is free. When the team stops, the questions that are left fail at once. Of an
+        async iterable, only those already pulled do. An endless iterable never ends.
+
+        If you leave the loop early, close the run, with `contextlib.aclosing`.
         """
         self._check_slots()
         depth = _depth.get() + 1
@@ -137,13 +138,13 @@ class Team:
             _depth.set(depth)
             _begun.set(begun)
             try:
-                return await self._outcome(Call(question, agent), _run_agent)
-            finally:  # an agent that fails leaves its runs as they are
+                return await self._outcome(Request(question, agent), _run_agent)
+            finally:  # an agent that fails does not close its own runs
                 for nested in begun:
                     with suppress(RuntimeError):
                         await nested.aclose()
 
-        workers = 2 * self.limits.concurrency  # as many may wait for their next try
+        workers = 2 * self.limits.concurrency  # half of them can wait to try again
         run = map_bounded(self._pull(questions), work, workers, in_order)
         self._runs[run] = None
         _begun.get([]).append(run)
@@ -158,26 +159,23 @@ class Team:
             self._runs.pop(run, None)
 
     def _check_slots(self) -> None:
-        if self._calls in holding.get():
+        if self._dispatcher in slot_holders.get():
             raise NestingError(
                 "a call to the model asks its own team, and would wait for its own "
                 "slot: make it an agent, team.run(questions, agent=...)"
             )
 
     def drain(self, grace: float) -> None:
-        """Begin no more questions; in `grace` seconds, cancel those that are left."""
+        """Begin no more questions. After `grace` seconds, cancel those in flight."""
         if not self._draining:
             self._why, self._draining = FailureKind.CANCELLED, True
             asyncio.get_running_loop().call_later(grace, self.cancel)
 
     def cancel(self) -> None:
-        """Whatever is not done fails now, as cancelled."""
+        """End all questions that are not done, as cancelled."""
         if not self._is_over():
-            self._why, self._draining, self._ends = (
-                FailureKind.CANCELLED,
-                True,
-                self._now(),
-            )
+            self._why, self._draining = FailureKind.CANCELLED, True
+            self._ends = self._now()
             for scope in tuple(self._scopes):
                 if not scope.expired():
                     scope.reschedule(self._ends)
@@ -192,7 +190,7 @@ class Team:
 
     @asynccontextmanager
     async def _until_the_end(self) -> AsyncIterator[None]:
-        """Raises TimeoutError when the team's time is over."""
+        """Raise TimeoutError when the team's time is over."""
         if self._is_over():
             raise TimeoutError
         async with asyncio.timeout_at(self._ends) as scope:
@@ -205,11 +203,11 @@ class Team:
     async def _pull(
         self, questions: Iterable[str] | AsyncIterable[str]
     ) -> AsyncGenerator[str, None]:
-        """The next question, when a slot is free."""
+        """Yield the next question when a slot is free."""
         if not isinstance(questions, AsyncIterable):
             for question in questions:
                 with suppress(TimeoutError):
-                    async with self._until_the_end(), self._calls.slots:
+                    async with self._until_the_end(), self._dispatcher.slots:
                         pass
                 yield question
             return
@@ -217,7 +215,7 @@ class Team:
         while not self._draining:
             try:
                 async with self._until_the_end():
-                    async with self._calls.slots:
+                    async with self._dispatcher.slots:
                         pass
                     question = await anext(iterator)
             except StopAsyncIteration:
@@ -229,36 +227,36 @@ class Team:
             yield question
 
     async def _outcome(
-        self, call: Call, answer: Callable[[Call], Awaitable[Answer]]
+        self, request: Request, answer: Callable[[Request], Awaitable[Answer]]
     ) -> Outcome:
         begun, found, failure = self._now(), None, None
         try:
             async with self._until_the_end():
-                found = await answer(call)
+                found = await answer(request)
         except JournalError:
             raise
         except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
-                raise  # this task is meant; else what it has waited for was cancelled
-            kind, says = kind_of(error), str(error) or type(error).__name__
+                raise  # else only what this task waited for was cancelled
+            kind, message = kind_of(error), str(error) or type(error).__name__
             if isinstance(error, QuestionFailed):
-                says = error.failure.says  # without the kind, which is said already
+                message = error.failure.message  # `kind` is the same: not said twice
             if self._is_over():
-                kind, says = self._why, "the team's time was over"
-            failure = Failure(kind, says, error)
-        waited = max(0.0, self._now() - begun - call.in_flight)
-        counts = (call.sent, waited, call.in_flight, call.tokens)
-        return Outcome(call.question, found, failure, *counts)
+                kind, message = self._why, "the team's time was over"
+            failure = Failure(kind, message, error)
+        waited = max(0.0, self._now() - begun - request.in_flight)
+        counts = (request.sent, waited, request.in_flight, request.tokens)
+        return Outcome(request.question, found, failure, *counts)
 
-    async def _answer(self, call: Call) -> Answer:
+    async def _answer(self, request: Request) -> Answer:
         if self._journal is None:
-            return await self._calls.answer(call)
-        lock = self._same.setdefault(call.question, asyncio.Lock())
-        async with lock:  # who asks the same at the same time gets the same answer
-            known = self._journal.answer_to(call.question)
-            return known or await self._calls.answer(call)
+            return await self._dispatcher.answer(request)
+        lock = self._same.setdefault(request.question, asyncio.Lock())
+        async with lock:  # single flight: the same question is asked once at a time
+            known = self._journal.lookup(request.question)
+            return known or await self._dispatcher.answer(request)
 
 
-async def _run_agent(call: Call) -> Answer:
-    return as_answer(await call.ask(call.question))
+async def _run_agent(request: Request) -> Answer:
+    return as_answer(await request.ask(request.question))

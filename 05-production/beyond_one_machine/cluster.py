@@ -35,8 +35,8 @@ from beyond_one_machine.leases import (
     Counts,
     Lease,
     LeasedRateLimiter,
+    LeaseRequest,
     Limiter,
-    Report,
 )
 
 RESTARTS = 10  # of each worker: then the questions that it has are failures
@@ -86,7 +86,7 @@ class RemoteLimiter:
         self._actor: Any = ray.get_actor(name)
         self.last: Any = None  # news that it waits for
 
-    async def lease(self, report: Report) -> Lease:
+    async def lease(self, report: LeaseRequest) -> Lease:
         lease: Lease = await self._actor.lease.remote(report)
         return lease
 
@@ -157,7 +157,7 @@ def result_of(number: int, outcome: Outcome, worker: int) -> Result:
     if outcome.answer is not None:
         answer = outcome.answer.text
     if outcome.failure is not None:
-        failure = f"{outcome.failure.kind}: {outcome.failure.says}"
+        failure = f"{outcome.failure.kind}: {outcome.failure.message}"
     counts = (outcome.requests, outcome.tokens, worker)
     return Result(number, outcome.question, answer, failure, *counts)
 

@@ -160,7 +160,7 @@ def recorded(
     for file in sorted(folder.glob("*.db")) if folder else []:
         with Journal(file) as journal:
             for number, question in questions:
-                if (answer := journal.answer_to(question)) is not None:
+                if (answer := journal.lookup(question)) is not None:
                     row = {"number": number, "question": question}
                     yield {**row, "answer": answer.text, "journal": file.name}
 

@@ -25,7 +25,7 @@ if __name__ == "__main__" and not __package__:  # started by its path
     sys.exit(2)
 
 from agents import Limits
-from beyond_one_machine.leases import Lease, LeasedRateLimiter, Limiter, Report
+from beyond_one_machine.leases import Lease, LeasedRateLimiter, LeaseRequest, Limiter
 from racelab import start, table, verdict
 from racelab.explore import clock
 from racelab.server.buckets import TokenBucket
@@ -38,25 +38,25 @@ LATENCY = 0.4  # of the model
 MESSAGE = 0.001
 
 
-class Far:
-    """A limiter on another machine."""
+class DelayedLimiter:
+    """A limiter on another machine: each message takes time."""
 
     def __init__(self, limiter: Limiter) -> None:
         self.limiter = limiter
 
-    async def lease(self, report: Report) -> Lease:
-        return await self._there_and_back(self.limiter.lease(report))
+    async def lease(self, request: LeaseRequest) -> Lease:
+        return await self._delayed(self.limiter.lease(request))
 
     async def used_up(self, worker: str, number: int) -> None:
-        await self._there_and_back(self.limiter.used_up(worker, number))
+        await self._delayed(self.limiter.used_up(worker, number))
 
     async def refused(self, wait: float, tokens: float) -> int:
-        return await self._there_and_back(self.limiter.refused(wait, tokens))
+        return await self._delayed(self.limiter.refused(wait, tokens))
 
     async def news(self, seen: int) -> tuple[int, float]:
-        return await self._there_and_back(self.limiter.news(seen))
+        return await self._delayed(self.limiter.news(seen))
 
-    async def _there_and_back(self, call: Awaitable[T]) -> T:
+    async def _delayed(self, call: Awaitable[T]) -> T:
         await asyncio.sleep(MESSAGE)
         answer = await call
         await asyncio.sleep(MESSAGE)
@@ -64,10 +64,10 @@ class Far:
 
 
 @dataclass
-class Run:
-    """What the server has seen."""
+class AccountRecord:
+    """A record of what the server has received."""
 
-    sent: list[tuple[float, int]] = field(default_factory=list)  # when, by which worker
+    sent: list[tuple[float, int]] = field(default_factory=list)  # seconds, worker
     refused: int = 0
     asked: int = 0
 
@@ -76,7 +76,7 @@ class Run:
         return max(bisect_left(times, at + 1) - i for i, at in enumerate(times))
 
     def longest_wait(self) -> float:
-        """Seconds between two calls of the same worker, or from the start."""
+        """Return the longest time without a call of some worker, in seconds."""
         last, longest = dict.fromkeys(range(WORKERS), 0.0), 0.0
         for at, worker in [*self.sent, *((SECONDS, each) for each in range(WORKERS))]:
             longest = max(longest, at - last[worker])
@@ -84,39 +84,41 @@ class Run:
         return longest
 
     def calls_of_each(self) -> list[int]:
-        """Within each window, of each worker."""
+        """Return how many calls each worker had in each window."""
         counts = Counter((int(at / WINDOW), worker) for at, worker in self.sent)
         windows, workers = range(SECONDS // WINDOW), range(WORKERS)
         return [counts[window, worker] for window in windows for worker in workers]
 
 
-async def work(batch: int) -> Run:
-    loop, limiter, run = asyncio.get_running_loop(), Limiter(LIMITS), Run()
+async def work(batch: int) -> AccountRecord:
+    loop, limiter, record = asyncio.get_running_loop(), Limiter(LIMITS), AccountRecord()
     begun = loop.time()
     bucket = TokenBucket(60 * RATE, RATE, begun)
 
-    async def call(pace: LeasedRateLimiter, worker: int) -> None:
+    async def call(rate_limiter: LeasedRateLimiter, worker: int) -> None:
         while True:
-            await pace.acquire(0)
+            await rate_limiter.acquire(0)
             bucket.refill(loop.time())
-            run.refused += bucket.wait(1) > 0
+            record.refused += bucket.wait(1) > 0
             bucket.take(1)
-            run.sent.append((loop.time() - begun, worker))
+            record.sent.append((loop.time() - begun, worker))
             await asyncio.sleep(LATENCY)
 
     async def worker(number: int) -> None:
-        async with LeasedRateLimiter(LIMITS, Far(limiter), f"{number}", batch) as pace:
-            await asyncio.gather(*(call(pace, number) for _ in range(CALLS)))
+        async with LeasedRateLimiter(
+            LIMITS, DelayedLimiter(limiter), f"{number}", batch
+        ) as rate_limiter:
+            await asyncio.gather(*(call(rate_limiter, number) for _ in range(CALLS)))
 
     _, pending = await asyncio.wait(
         [asyncio.create_task(worker(number)) for number in range(WORKERS)],
         timeout=SECONDS,
     )
-    run.asked = (await limiter.counts()).leases
+    record.asked = (await limiter.counts()).leases
     for task in pending:
         task.cancel()
     await asyncio.gather(*pending, return_exceptions=True)
-    return run
+    return record
 
 
 def main() -> int:
@@ -124,12 +126,12 @@ def main() -> int:
     rows: list[tuple[object, ...]] = [(*heads, "in one second", "refused")]
     refused, used = 0, 1.0
     for batch in (1, 2, 5, 10, 20, 50):
-        run = clock.run(work(batch))
-        share, each = len(run.sent) / RATE / SECONDS, run.calls_of_each()
-        counts = (f"{run.asked / SECONDS:.0f}", f"{share:.3f}", min(each), max(each))
-        wait = f"{run.longest_wait():.1f} s"
-        rows.append((batch, *counts, wait, run.most_in_a_second(), run.refused))
-        refused, used = refused + run.refused, min(used, share)
+        record = clock.run(work(batch))
+        share, each = len(record.sent) / RATE / SECONDS, record.calls_of_each()
+        counts = (f"{record.asked / SECONDS:.0f}", f"{share:.3f}", min(each), max(each))
+        wait = f"{record.longest_wait():.1f} s"
+        rows.append((batch, *counts, wait, record.most_in_a_second(), record.refused))
+        refused, used = refused + record.refused, min(used, share)
     print(table(*rows))
     holds = not refused and 0.95 <= used <= 1
     return verdict(holds, f"{refused} refused, {used:.3f} of the limit used or more")

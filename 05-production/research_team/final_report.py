@@ -63,7 +63,7 @@ class ResearchReport:
 
 
 def why(failure: Failure) -> str:
-    kind, says = str(failure.kind), " ".join(failure.says.split())
+    kind, says = str(failure.kind), " ".join(failure.message.split())
     return says if says.startswith(f"{kind}: ") else f"{kind}: {says}"
 
 
@@ -200,6 +200,6 @@ def check_setup(report: ResearchReport, model: ModelSource) -> None:
     cause = failure.cause
     is_refused = isinstance(cause, StatusError) and not may_pass(cause)
     if is_refused or failure.kind is FailureKind.UNREACHABLE:
-        says, host = " ".join(failure.says.split()), model.endpoint.host
+        says, host = " ".join(failure.message.split()), model.endpoint.host
         hint = "check OPENAI_API_KEY, OPENAI_BASE_URL and OPENAI_MODEL"
         raise ReaderError(f"{host}: {shown(says)[:300]}: {hint}") from cause

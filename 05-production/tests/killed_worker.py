@@ -21,7 +21,7 @@ LIMITS = Limits(concurrency=8, tries=1)
 async def run(base_url: str, journal_file: str, count: int, pipe: int) -> bool:
     """Each request is a byte in the pipe."""
 
-    def tell(event: Event) -> None:
+    def notify(event: Event) -> None:
         if event.kind == "sent":
             os.write(pipe, b".")
 
@@ -33,7 +33,7 @@ async def run(base_url: str, journal_file: str, count: int, pipe: int) -> bool:
                 openai_ask(client, "any", LIMITS),
                 LIMITS,
                 journal=journal,
-                observer=tell,
+                observer=notify,
             ) as team,
         ):
             questions = (f"{journal_file}: question {n}?" for n in range(count))

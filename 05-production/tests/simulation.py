@@ -4,9 +4,9 @@
     print(ran)          # what was drawn, and what happened, moment by moment
 
 The plan of a run is drawn from its seed: limits, faults, other spenders of the same
-limit, questions and where they come from, agents, and how it is stopped. The `Server`
-keeps limits and breaks as real ones do, and writes down what it saw in the same log as
-the observer and the consumers. `test_simulation.py` reads the log.
+limit, questions and where they come from, agents, and how it is stopped. The
+`SimulatedServer` keeps limits and breaks as real ones do. Its log is also that of the
+observer and of the consumers, and `test_simulation.py` reads it.
 """
 
 import asyncio
@@ -34,6 +34,7 @@ from agents import (
     all_of,
 )
 from racelab.explore.clock import VirtualLoop
+from racelab.server.buckets import Bucket
 
 FAULTS = ["500", "503", "503 wait", "408", "409", "429", "429 wait", "reset", "hang"]
 FAULTS += ["unreadable", "400", "401", "quota", "quota wait", "crash"]
@@ -228,25 +229,7 @@ def draw(seed: int) -> Plan:
     )
 
 
-class Bucket:
-    """Starts full, and time pours in what the limit gives."""
-
-    def __init__(self, per_minute: float, burst: float) -> None:
-        self.rate, self.burst, self.level = per_minute / 60, burst, burst
-        self.filled = 0.0
-
-    def refill(self, now: float) -> None:
-        gained = (now - self.filled) * self.rate
-        self.level, self.filled = min(self.burst, self.level + gained), now
-
-    def wait(self, amount: float) -> float:
-        return max(0.0, (amount - self.level) / self.rate)
-
-    def acquire(self, amount: float) -> None:
-        self.level = max(-self.burst, self.level - amount)
-
-
-class Server:
+class SimulatedServer:
     """A model with limits and faults. Its `ask` is what the team is given."""
 
     def __init__(self, plan: Plan, log: list[Moment]) -> None:
@@ -257,9 +240,9 @@ class Server:
         self.delivered = Counter[str]()
         self.requests = self.tokens = None
         if plan.rpm is not None:
-            self.requests = Bucket(plan.rpm, plan.request_burst)
+            self.requests = Bucket(plan.rpm, plan.request_burst, 0.0)
         if plan.tpm is not None:
-            self.tokens = Bucket(plan.tpm, plan.token_burst)
+            self.tokens = Bucket(plan.tpm, plan.token_burst, 0.0)
         self.others = sorted(plan.others, reverse=True)
 
     def refill(self, now: float) -> None:
@@ -269,7 +252,7 @@ class Server:
             self.refill(at)
             for bucket, amount in zip(self.buckets, amounts, strict=True):
                 if bucket is not None and not bucket.wait(amount):
-                    bucket.acquire(amount)
+                    bucket.take(amount)
         for bucket in self.buckets:
             if bucket is not None:
                 bucket.refill(now)
@@ -340,10 +323,10 @@ class Server:
         if max(waits, default=0.0) > EPS:
             self.over_limit += 1
             if self.requests is not None:
-                self.requests.acquire(1)
+                self.requests.take(1)
             self._refuse(max(b.wait(n) for b, n in self._due(tokens)), charge=False)
         for bucket, amount in self._due(tokens):
-            bucket.acquire(amount)
+            bucket.take(amount)
 
     def _due(self, tokens: int) -> Iterator[tuple[Bucket, float]]:
         for bucket, amount in zip(self.buckets, (1, tokens), strict=True):
@@ -353,7 +336,7 @@ class Server:
     def _refuse(self, wait: float, charge: bool = True) -> None:
         if charge and self.requests is not None:
             self.refill(now())
-            self.requests.acquire(1)  # a refused request counts
+            self.requests.take(1)  # a refused request counts
         error = StatusError(429, "slow down", retry_after=wait)
         error.kind = f"429 wait {wait}"  # type: ignore[attr-defined]
         raise error
@@ -402,10 +385,10 @@ class Part:
 
 
 @dataclass(eq=False, repr=False)
-class Ran:
+class SimulatedRun:
     plan: Plan
     log: list[Moment]
-    server: Server
+    server: SimulatedServer
     summary: Summary
     parts: list[Part] = field(default_factory=list)  # of the first team
     resumed: Part | None = None  # of the second
@@ -452,22 +435,10 @@ def _held(owner: object, name: str, slots: int) -> Iterator[str]:
             yield from _held(value, path, slots)
 
 
-class Loop(VirtualLoop):
-    """Notes the state of things each time that nobody can run.
-
-    And time passes for who polls the clock, as it does in reality: `AsyncLimiter` polls
-    it until a rounding error has passed.
-    """
+class SimulationLoop(VirtualLoop):
+    """A loop that notes the state of things each time that no task can run."""
 
     note: Callable[[], None] | None = None
-    polled, polled_at = 0, 0.0
-
-    def time(self) -> float:
-        self.polled = self.polled + 1 if self.polled_at == self.now else 0
-        if self.polled == 100:
-            self.now, self.polled = self.now + 1e-9, 0
-        self.polled_at = self.now
-        return self.now
 
     def jump(self) -> bool:
         if self.note is not None:
@@ -475,17 +446,17 @@ class Loop(VirtualLoop):
         return super().jump()
 
 
-def play(seed: int) -> Ran:
+def play(seed: int) -> SimulatedRun:
     """Raises whatever no run should raise."""
-    with asyncio.Runner(loop_factory=Loop) as runner:
+    with asyncio.Runner(loop_factory=SimulationLoop) as runner:
         return runner.run(Life(draw(seed)).whole())
 
 
 class Life:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.log = plan, list[Moment]()
-        self.server = Server(plan, self.log)
-        self.ran = Ran(plan, self.log, self.server, Summary())
+        self.server = SimulatedServer(plan, self.log)
+        self.ran = SimulatedRun(plan, self.log, self.server, Summary())
         self.journal = Journal(":memory:") if plan.journal else None
 
     def note(self, what: str, question: str = "", detail: Any = None) -> None:
@@ -518,9 +489,9 @@ class Life:
             rng=self.plan.random("team", seed),
         )
 
-    async def whole(self) -> Ran:
+    async def whole(self) -> SimulatedRun:
         loop = asyncio.get_running_loop()
-        assert isinstance(loop, Loop)
+        assert isinstance(loop, SimulationLoop)
         loop.note = self.idle
         loop.set_exception_handler(self.complain)
         await self.first_team()

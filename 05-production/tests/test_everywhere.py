@@ -17,7 +17,7 @@ QUESTIONS = ["one", "two", "three"]
 LIMITS = Limits(concurrency=2, tries=2, backoff=0.1, free_retries=5, retry_share=0)
 
 
-class Lab:
+class TeamLab:
     """Runs a team in a world where answers come when they are told to."""
 
     topics = QUESTIONS
@@ -65,14 +65,14 @@ class Lab:
         return self.all_have_ended()
 
 
-class InOrder(Lab):
+class InOrderLab(TeamLab):
     async def work(self, team: Team) -> None:
         async for outcome in team.run(QUESTIONS, in_order=True):
             self.outcomes.append(outcome)
         assert [outcome.question for outcome in self.outcomes] == QUESTIONS
 
 
-class Nested(Lab):
+class NestedLab(TeamLab):
     """Two agents, each of which asks the team two questions."""
 
     topics = QUESTIONS[:2]
@@ -90,18 +90,18 @@ HEDGED = Limits(concurrency=2, hedge=1, tries=2, backoff=0.1)
 PACED = Limits(
     concurrency=2, rpm=600, request_burst=1, tpm=6000, token_burst=20, answer_tokens=10
 )
-LABS: dict[str, Callable[[], Lab]] = {
-    "plain": Lab,
-    "in order": InOrder,
-    "agents": Nested,
-    "agents, one slot": lambda: Nested(Limits(concurrency=1, tries=2)),
-    "hedged": lambda: Lab(HEDGED),
-    "paced": lambda: Lab(PACED),
+LABS: dict[str, Callable[[], TeamLab]] = {
+    "plain": TeamLab,
+    "in order": InOrderLab,
+    "agents": NestedLab,
+    "agents, one slot": lambda: NestedLab(Limits(concurrency=1, tries=2)),
+    "hedged": lambda: TeamLab(HEDGED),
+    "paced": lambda: TeamLab(PACED),
 }
 
 
 @pytest.mark.parametrize("lab", LABS.values(), ids=LABS)
-def test_nothing_is_left_wherever_it_is_cancelled(lab: Callable[[], Lab]) -> None:
+def test_nothing_is_left_wherever_it_is_cancelled(lab: Callable[[], TeamLab]) -> None:
     here = lab()
     report = cancel_everywhere(here, here.is_tidy)
     assert report.holds, report
@@ -111,7 +111,7 @@ def test_nothing_is_left_wherever_it_is_cancelled(lab: Callable[[], Lab]) -> Non
 @pytest.mark.parametrize("error", [Injected, TimeoutError])
 @pytest.mark.parametrize("lab", LABS.values(), ids=LABS)
 def test_each_call_may_fail_once(
-    lab: Callable[[], Lab], error: Callable[[], Exception]
+    lab: Callable[[], TeamLab], error: Callable[[], Exception]
 ) -> None:
     here = lab()
     report = fail_everywhere(here, here.all_are_answered, error=error)
@@ -120,7 +120,9 @@ def test_each_call_may_fail_once(
 
 
 @pytest.mark.parametrize("lab", LABS.values(), ids=LABS)
-def test_what_is_not_retried_costs_one_answer_at_most(lab: Callable[[], Lab]) -> None:
+def test_what_is_not_retried_costs_one_answer_at_most(
+    lab: Callable[[], TeamLab],
+) -> None:
     here = lab()
     report = fail_everywhere(here, here.all_have_ended, error=ZeroDivisionError)
     assert report.holds, report
@@ -128,8 +130,8 @@ def test_what_is_not_retried_costs_one_answer_at_most(lab: Callable[[], Lab]) ->
     assert kinds == [FailureKind.CRASHED]
 
 
-@pytest.mark.parametrize("lab", [Lab, InOrder, Nested])
-def test_every_order_of_answers_keeps_all_of_them(lab: Callable[[], Lab]) -> None:
+@pytest.mark.parametrize("lab", [TeamLab, InOrderLab, NestedLab])
+def test_every_order_of_answers_keeps_all_of_them(lab: Callable[[], TeamLab]) -> None:
     here = lab()
     report = explore(
         here, here.all_are_answered, max_timer_delay=0
@@ -137,15 +139,19 @@ def test_every_order_of_answers_keeps_all_of_them(lab: Callable[[], Lab]) -> Non
     assert report.exhausted, report
 
 
-@pytest.mark.parametrize("lab", [Lab, InOrder])
-def test_every_order_of_answers_and_timeouts_ends_all(lab: Callable[[], Lab]) -> None:
+@pytest.mark.parametrize("lab", [TeamLab, InOrderLab])
+def test_every_order_of_answers_and_timeouts_ends_all(
+    lab: Callable[[], TeamLab],
+) -> None:
     here = lab()
     report = explore(here, here.all_have_ended)
     assert report.exhausted, report
 
 
 @pytest.mark.parametrize("lab", LABS.values(), ids=LABS)
-def test_many_orders_of_answers_and_timeouts_end_all(lab: Callable[[], Lab]) -> None:
+def test_many_orders_of_answers_and_timeouts_end_all(
+    lab: Callable[[], TeamLab],
+) -> None:
     here = lab()
     report = explore(here, here.all_have_ended, strategy=random_orders(), runs=200)
     assert report.holds, report
@@ -155,7 +161,7 @@ def test_a_retry_may_come_before_or_after_any_answer() -> None:
     limits = Limits(
         concurrency=2, tries=2, backoff=0.1, timeout=math.inf, deadline=math.inf
     )
-    here = Lab(limits)
+    here = TeamLab(limits)
 
     async def fails_once(ask: Ask) -> None:
         async def flaky(question: str) -> str | Answer:

@@ -19,7 +19,7 @@ from racelab import LocalServer
 
 KEY = "topsecret-4f9c2e71d8a65b03"
 LONG = 10_000  # characters: more than a page of the file
-ROWS = "SELECT question, attempt, outcome, text FROM attempts ORDER BY 1, 2"
+ROWS = "SELECT question, number, outcome, text FROM requests ORDER BY 1, 2"
 unix_only = pytest.mark.skipif(os.name == "nt", reason="folders as Unix has them")
 
 
@@ -60,7 +60,7 @@ async def run(ask: Ask, path: Path, *questions: str, tries: int = 1) -> list[str
 
 
 @pytest.mark.virtual_time
-async def test_what_is_answered_is_not_asked_by_the_next_run(tmp_path: Path) -> None:
+async def test_next_run_does_not_ask_answered_questions(tmp_path: Path) -> None:
     asked = Counter[str]()
     path = tmp_path / "run.db"
     assert await run(counting(asked), path, "a", "b") == ["On a", "On b"]
@@ -69,7 +69,7 @@ async def test_what_is_answered_is_not_asked_by_the_next_run(tmp_path: Path) -> 
 
 
 @pytest.mark.virtual_time
-async def test_an_answer_comes_back_with_its_tokens_and_no_attempts(
+async def test_recorded_answer_has_tokens_and_no_requests(
     tmp_path: Path,
 ) -> None:
     await run(counting(Counter()), tmp_path / "run.db", "a")
@@ -81,7 +81,7 @@ async def test_an_answer_comes_back_with_its_tokens_and_no_attempts(
 
 
 @pytest.mark.virtual_time
-async def test_who_asks_the_same_at_the_same_time_gets_the_same_answer(
+async def test_same_questions_at_once_are_asked_once(
     tmp_path: Path,
 ) -> None:
     asked = Counter[str]()
@@ -116,8 +116,8 @@ async def test_each_request_is_a_row_with_how_it_ended(tmp_path: Path) -> None:
 
 def test_two_requests_for_a_question_end_each_by_itself(tmp_path: Path) -> None:
     with Journal(tmp_path / "run.db") as journal:
-        numbers = [journal.sent("a"), journal.sent("a")]  # a hedge
-        journal.ended("a", 1, "answered", Answer("Yes."))
+        numbers = [journal.start("a"), journal.start("a")]  # a hedge
+        journal.finish("a", 1, "answered", Answer("Yes."))
     assert numbers == [1, 2]
     assert rows(tmp_path / "run.db") == [
         ("a", 1, "answered", "Yes."),
@@ -148,7 +148,7 @@ async def test_a_row_is_there_before_the_request_is_sent(tmp_path: Path) -> None
 
 @pytest.mark.virtual_time
 async def test_any_text_comes_back_as_it_was(tmp_path: Path) -> None:
-    texts = ["", "'); DROP TABLE attempts; --", "\N{SNOWMAN}\0\r\n", "x" * 100_000]
+    texts = ["", "'); DROP TABLE requests; --", "\N{SNOWMAN}\0\r\n", "x" * 100_000]
     asked = Counter[str]()
     for _ in range(2):
         ends = await run(counting(asked), tmp_path / "run.db", *texts)
@@ -184,17 +184,17 @@ def test_a_write_waits_for_no_disk(tmp_path: Path) -> None:
         assert journal._file.execute("PRAGMA synchronous").fetchone() == (1,)
 
 
-def test_a_second_one_on_the_same_file_is_refused_in_the_same_process(
+def test_second_journal_in_the_same_process_is_refused(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "run.db"
     for _ in ("a new file", "an old one, which is free again"):
         with Journal(path) as journal:
             assert says(path) == "in use already"
-            journal.sent("a")  # the first one goes on
+            journal.start("a")  # the first one goes on
 
 
-def test_a_second_one_on_the_same_file_is_refused_in_another_process(
+def test_journal_excludes_other_processes(
     tmp_path: Path,
 ) -> None:
     """Another process is what has the file, too: the SQLite shell, say."""
@@ -231,21 +231,25 @@ def nobody() -> Iterator[None]:
         os.seteuid(0)
 
 
-def test_a_path_that_cannot_be_a_journal_is_one_error(tmp_path: Path) -> None:
+def test_path_that_is_no_journal_is_one_error(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("Not a database, but my notes.\n" * 100)
     other = tmp_path / "other.db"
     with closing(sqlite3.connect(other)) as file:
-        file.execute("CREATE TABLE attempts (climber, peak)")
+        file.execute("CREATE TABLE requests (climber, peak)")
+    older = tmp_path / "older.db"
+    with closing(sqlite3.connect(older)) as file:
+        file.execute("CREATE TABLE attempts (question, attempt, text)")
     assert says(text) == "file is not a database"
     assert says(tmp_path) == "unable to open database file"
     assert says(tmp_path / "no" / "folder.db") == "unable to open database file"
     assert says(other) == "no such column: text"
+    assert says(older) == "not a journal: it has a table attempts"
     assert text.read_text().startswith("Not a database, but my notes.")
 
 
 @unix_only
-def test_a_folder_or_a_file_that_only_may_be_read_is_one_error() -> None:
+def test_read_only_path_is_one_error() -> None:
     with tempfile.TemporaryDirectory() as name:  # open to others, as `tmp_path` is not
         folder, path = Path(name), Path(name) / "run.db"
         Journal(path).close()
@@ -269,7 +273,7 @@ def full(journal: Journal) -> None:
 
 
 @pytest.mark.virtual_time
-async def test_a_full_disk_is_one_error_and_nothing_more_is_asked(
+async def test_full_disk_is_one_error_and_stops_asking(
     tmp_path: Path,
 ) -> None:
     """Of ten at once, the first answer does not fit: the other nine are in flight."""
@@ -287,7 +291,7 @@ async def test_a_full_disk_is_one_error_and_nothing_more_is_asked(
 
 
 @pytest.mark.virtual_time
-async def test_a_disk_that_is_gone_ends_the_run_and_leaves_nothing_running(
+async def test_lost_disk_ends_the_run_and_all_tasks(
     tmp_path: Path,
 ) -> None:
     """Not even that a request in flight was cancelled can be written."""

@@ -1,4 +1,4 @@
-"""`kill -9`, fifty times, at any moment: the server's counts say what was lost."""
+"""`kill -9` at any moment, again and again: the server's counts say what was lost."""
 
 import os
 import shutil
@@ -14,13 +14,13 @@ import pytest
 
 from racelab import LocalServer, Settings
 
-KILLS = 50
+KILLS, LONG_KILLS = 10, 50  # by default, and with --long
 QUESTIONS = 200  # of a run; when it is done, the next one begins
 LONGEST = 30  # requests that a run sends before it is killed
 LATENCY = 0.01  # seconds, of the server
 NEVER = -1
 UNKNOWN = (None, None)  # the outcome and the text of a request that was killed
-ROWS = "SELECT question, outcome, text FROM attempts ORDER BY question, attempt"
+ROWS = "SELECT question, outcome, text FROM requests ORDER BY question, number"
 Rows = dict[str, list[tuple[str | None, str | None]]]  # question: outcomes and texts
 Live = Callable[[Path, int, float], int]
 
@@ -70,18 +70,20 @@ def rows(path: Path) -> Rows:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs fork, to start a run in no time")
-def test_a_run_that_is_killed_loses_nothing_and_asks_nothing_again(
-    model_server: LocalServer, live: Live, tmp_path: Path
+def test_killed_run_loses_nothing_and_asks_nothing_again(
+    model_server: LocalServer, live: Live, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
+    is_long = pytestconfig.getoption("--long", default=False)
+    wanted = LONG_KILLS if is_long else KILLS
     model_server.reset(Settings(latency=LATENCY))
     moments, kills, runs, known = Random(6), 0, 0, 0
-    while kills < KILLS:
+    while kills < wanted:
         runs += 1
         path, status, rows_now = tmp_path / f"{runs}.db", -9, Rows()
         counts = model_server.stats().answers
         while status == -9:
             rows_before, counts_before = rows_now, counts
-            after = moments.randint(0, LONGEST) if kills < KILLS else NEVER
+            after = moments.randint(0, LONGEST) if kills < wanted else NEVER
             status = live(path, after, moments.uniform(0, LATENCY))
             kills += status == -9
             rows_now, counts = rows(path), model_server.stats().answers
@@ -97,5 +99,5 @@ def test_a_run_that_is_killed_loses_nothing_and_asks_nothing_again(
             assert question in (text or "")
             assert 1 <= counts[question] <= 1 + len(killed)
             known += 1 + len(killed)
-    assert kills == KILLS
+    assert kills == wanted
     assert model_server.stats().received <= known  # none was sent without its row

@@ -12,12 +12,12 @@ import pytest
 from agents import Answer, Limits, Remaining, StatusError, Team, TooLarge
 from beyond_one_machine import simulate_leases
 from beyond_one_machine.leases import (
-    EXPIRY,
-    MARGIN,
+    LEASE_EXPIRY,
+    LEASE_EXPIRY_MARGIN,
     Lease,
     LeasedRateLimiter,
+    LeaseRequest,
     Limiter,
-    Report,
 )
 from racelab.server.buckets import TokenBucket
 
@@ -69,7 +69,7 @@ class Account:
         return max(sum(at <= each < at + seconds for each in times) for at in times)
 
 
-class Far:
+class FakeRemoteLimiter:
     """A limiter behind a network, which is slow, and that can be killed."""
 
     def __init__(self, limits: Limits = LIMITS, delay: float = 0.01) -> None:
@@ -84,10 +84,10 @@ class Far:
         self._killed.set()
         self._killed = asyncio.Event()
 
-    async def lease(self, report: Report) -> Lease:
+    async def lease(self, request: LeaseRequest) -> Lease:
         self.calls += 1
         takes = self.lease_takes
-        lease = await self._call(lambda limiter: limiter.lease(report))
+        lease = await self._call(lambda limiter: limiter.lease(request))
         await asyncio.sleep(takes)
         return lease
 
@@ -118,12 +118,22 @@ class Far:
 
 
 @asynccontextmanager
-async def team(far: Far, account: Account, worker: str, tokens: float = 0, **more: Any):
-    pace = LeasedRateLimiter(far.limits, far, worker, rng=Random(1), **more)
+async def team(
+    remote: FakeRemoteLimiter,
+    account: Account,
+    worker: str,
+    tokens: float = 0,
+    **more: Any,
+):
+    rate_limiter = LeasedRateLimiter(
+        remote.limits, remote, worker, rng=Random(1), **more
+    )
     ask = account.ask_of(worker, tokens)
     async with (
-        pace,
-        Team(ask, far.limits, rate_limiter=pace, estimate=lambda _: tokens) as team,
+        rate_limiter,
+        Team(
+            ask, remote.limits, rate_limiter=rate_limiter, estimate=lambda _: tokens
+        ) as team,
     ):
         yield team
 
@@ -133,19 +143,21 @@ def questions(worker: str, count: int) -> Iterator[str]:
 
 
 async def work(
-    far: Far, account: Account, worker: str, count: int, **more: Any
+    remote: FakeRemoteLimiter, account: Account, worker: str, count: int, **more: Any
 ) -> list[str]:
     """What a worker answered of so many questions."""
-    async with team(far, account, worker, **more) as its:
+    async with team(remote, account, worker, **more) as its:
         outcomes = [each async for each in its.run(questions(worker, count))]
     return [outcome.question for outcome in outcomes if outcome.answer]
 
 
-async def work_all(far: Far, account: Account, workers: int, count: int) -> float:
+async def work_all(
+    remote: FakeRemoteLimiter, account: Account, workers: int, count: int
+) -> float:
     """So many workers answer as many questions each: all. Gives the seconds."""
     names = [f"w{number}" for number in range(workers)]
     answered = await asyncio.gather(
-        *(work(far, account, name, count) for name in names)
+        *(work(remote, account, name, count) for name in names)
     )
     assert [len(each) for each in answered] == [count] * workers
     return now()
@@ -153,22 +165,22 @@ async def work_all(far: Far, account: Account, workers: int, count: int) -> floa
 
 @pytest.mark.parametrize("workers", [1, 2, 7, 40])
 @pytest.mark.parametrize("delay", [0.0, 0.02])
-async def test_all_workers_together_keep_to_the_limit_and_use_it(
+async def test_all_workers_together_use_exactly_the_limit(
     workers: int, delay: float
 ) -> None:
-    far, account = Far(delay=delay), Account(LIMITS)
+    remote, account = FakeRemoteLimiter(delay=delay), Account(LIMITS)
     count = 1200 // workers
-    seconds = await work_all(far, account, workers, count)
+    seconds = await work_all(remote, account, workers, count)
     assert account.refused == []
     assert seconds <= 1.05 * count * workers / RATE + 1
 
 
 async def test_tokens_keep_to_their_limit_too() -> None:
     limits = Limits(tpm=60_000, token_burst=1_000, concurrency=30, deadline=1e6)
-    far, account = Far(limits), Account(limits)
+    remote, account = FakeRemoteLimiter(limits), Account(limits)
     small, large = await asyncio.gather(
-        work(far, account, "small", 200, tokens=50),
-        work(far, account, "large", 20, tokens=990),
+        work(remote, account, "small", 200, tokens=50),
+        work(remote, account, "large", 20, tokens=990),
     )
     assert (len(small), len(large)) == (200, 20)
     assert account.refused == []
@@ -177,14 +189,14 @@ async def test_tokens_keep_to_their_limit_too() -> None:
 
 async def test_tokens_that_were_not_used_are_leased_again() -> None:
     limits = Limits(tpm=60_000, token_burst=1_000, concurrency=10, deadline=1e6)
-    far, account = Far(limits), Account(limits, latency=0.5)
+    remote, account = FakeRemoteLimiter(limits), Account(limits, latency=0.5)
 
     async def ask(question: str) -> Answer:
         return await account.ask_of("w", 20)(question)
 
     async with (
-        LeasedRateLimiter(limits, far, "w") as pace,
-        Team(ask, limits, rate_limiter=pace, estimate=lambda _: 200) as team,
+        LeasedRateLimiter(limits, remote, "w") as rate_limiter,
+        Team(ask, limits, rate_limiter=rate_limiter, estimate=lambda _: 200) as team,
     ):
         async for outcome in team.run(questions("w", 100)):
             assert outcome.answer
@@ -192,110 +204,114 @@ async def test_tokens_that_were_not_used_are_leased_again() -> None:
     assert now() < 12  # with what was reserved, 100 * 200 / 1,000 seconds
 
 
-async def test_what_was_used_beyond_the_estimate_is_paid_with_the_next_lease() -> None:
+async def test_tokens_beyond_the_estimate_come_from_the_next_lease() -> None:
     limits = Limits(tpm=60_000, token_burst=1_000, concurrency=1, deadline=1e6)
-    far = Far(limits)
-    async with LeasedRateLimiter(limits, far, "w", batch=1) as pace:
-        await pace.acquire(100)
-        pace.reconcile(100, 900)
+    remote = FakeRemoteLimiter(limits)
+    async with LeasedRateLimiter(limits, remote, "w", batch=1) as rate_limiter:
+        await rate_limiter.acquire(100)
+        rate_limiter.reconcile(100, 900)
         begun = now()
-        await pace.acquire(100)
+        await rate_limiter.acquire(100)
     assert now() - begun >= 0.8
 
 
 async def test_the_limiter_is_not_asked_for_each_call() -> None:
-    far, account = Far(), Account(LIMITS)
-    await work_all(far, account, 4, 300)
+    remote, account = FakeRemoteLimiter(), Account(LIMITS)
+    await work_all(remote, account, 4, 300)
     assert len(account.sent) == 1200
-    assert far.calls <= 1200 / 10 * 1.3
+    assert remote.calls <= 1200 / 10 * 1.3
 
 
-async def test_one_call_at_a_time_does_not_ask_for_each_call_either() -> None:
+async def test_single_calls_share_leases_too() -> None:
     limits = Limits(rpm=60_000, concurrency=1, deadline=1e6)
-    far, account = Far(limits), Account(limits, latency=0.02)
-    await work(far, account, "w", 300)
-    assert far.calls <= 300 / 10 * 1.5
+    remote, account = FakeRemoteLimiter(limits), Account(limits, latency=0.02)
+    await work(remote, account, "w", 300)
+    assert remote.calls <= 300 / 10 * 1.5
 
 
-async def test_idle_workers_that_hold_leases_do_not_add_up_to_a_burst() -> None:
+async def test_idle_leases_do_not_add_up_to_a_burst() -> None:
     """Two have asked for one call, and have been given more, as there was plenty."""
-    far, account = Far(delay=0.0), Account(LIMITS)
+    remote, account = FakeRemoteLimiter(delay=0.0), Account(LIMITS)
 
-    async def send(pace: LeasedRateLimiter, calls: int) -> None:
+    async def send(rate_limiter: LeasedRateLimiter, calls: int) -> None:
         for _ in range(calls):
-            await pace.acquire(0)
+            await rate_limiter.acquire(0)
             with suppress(StatusError):
                 account.admit("w", 0)
 
     async with AsyncExitStack() as stack:
-        paces = [LeasedRateLimiter(LIMITS, far, f"w{number}") for number in range(3)]
-        for pace in paces:
-            await stack.enter_async_context(pace)
-        await send(paces[2], 1)
+        rate_limiters = [
+            LeasedRateLimiter(LIMITS, remote, f"w{number}") for number in range(3)
+        ]
+        for rate_limiter in rate_limiters:
+            await stack.enter_async_context(rate_limiter)
+        await send(rate_limiters[2], 1)
         await asyncio.sleep(30)
-        for pace in paces[:2]:
-            await send(pace, 1)
+        for rate_limiter in rate_limiters[:2]:
+            await send(rate_limiter, 1)
             await asyncio.sleep(0.45)
-        await asyncio.gather(*(send(pace, RATE) for pace in paces))
+        await asyncio.gather(
+            *(send(rate_limiter, RATE) for rate_limiter in rate_limiters)
+        )
     assert account.refused == []
 
 
-async def test_at_a_low_rate_nobody_waits_until_a_whole_batch_is_there() -> None:
+async def test_low_rate_grants_less_than_a_batch() -> None:
     limits = Limits(rpm=60, request_burst=60, concurrency=10, deadline=1e6)
-    far, account = Far(limits), Account(limits)
-    await work(far, account, "w", 10)
+    remote, account = FakeRemoteLimiter(limits), Account(limits)
+    await work(remote, account, "w", 10)
     assert [round(at) for at, _ in account.sent] == list(range(1, 11))
 
 
 async def test_lease_of_a_dead_worker_is_written_off() -> None:
     limits = Limits(rpm=60 * RATE, request_burst=2, concurrency=5)
     limiter = Limiter(limits)
-    await limiter.lease(Report("dead", 1, (0.0,)))
+    await limiter.lease(LeaseRequest("dead", 1, (0.0,)))
     begun = now()
     granted = 0
     for number in range(1, 21):
-        granted += (await limiter.lease(Report("alive", number, (0.0,)))).requests
+        granted += (await limiter.lease(LeaseRequest("alive", number, (0.0,)))).requests
     assert granted == 20
-    assert now() - begun <= EXPIRY + MARGIN + 20 / RATE
+    assert now() - begun <= LEASE_EXPIRY + LEASE_EXPIRY_MARGIN + 20 / RATE
 
 
-async def test_a_worker_that_is_done_does_not_hold_back_the_others() -> None:
+async def test_finished_worker_releases_its_lease() -> None:
     """It says that its lease is used up; else it would count until it is void."""
-    far, account = Far(delay=0.0), Account(LIMITS)
+    remote, account = FakeRemoteLimiter(delay=0.0), Account(LIMITS)
     for number in range(30):
-        await work(far, account, f"w{number}", 10)
+        await work(remote, account, f"w{number}", 10)
     ended = now()
     assert account.refused == []
     assert ended <= 30 * (10 / RATE + account.latency + 0.1)
 
 
-async def test_a_late_word_of_an_older_lease_does_not_free_the_new_one() -> None:
+async def test_late_release_does_not_free_a_newer_lease() -> None:
     limiter = Limiter(Limits(rpm=60, request_burst=1))
-    await limiter.lease(Report("w", 1, (0.0,)))
-    await limiter.lease(Report("w", 2, (0.0,)))
+    await limiter.lease(LeaseRequest("w", 1, (0.0,)))
+    await limiter.lease(LeaseRequest("w", 2, (0.0,)))
     begun = now()
     await limiter.used_up("w", 1)
-    await limiter.lease(Report("other", 1, (0.0,)))
-    assert now() - begun >= EXPIRY + MARGIN
+    await limiter.lease(LeaseRequest("other", 1, (0.0,)))
+    assert now() - begun >= LEASE_EXPIRY + LEASE_EXPIRY_MARGIN
 
 
 async def test_a_lease_is_void_after_a_while() -> None:
-    far = Far(delay=0.0)
-    async with LeasedRateLimiter(LIMITS, far, "w") as pace:
-        await pace.acquire(0)
+    remote = FakeRemoteLimiter(delay=0.0)
+    async with LeasedRateLimiter(LIMITS, remote, "w") as rate_limiter:
+        await rate_limiter.acquire(0)
         await asyncio.sleep(5)
-        await pace.acquire(0)  # with plenty: more than one is leased
-        asked = far.calls
-        await pace.acquire(0)
-        assert far.calls == asked
-        await asyncio.sleep(EXPIRY)
-        await pace.acquire(0)
-        assert far.calls == asked + 1
+        await rate_limiter.acquire(0)  # with plenty: more than one is leased
+        asked = remote.calls
+        await rate_limiter.acquire(0)
+        assert remote.calls == asked
+        await asyncio.sleep(LEASE_EXPIRY)
+        await rate_limiter.acquire(0)
+        assert remote.calls == asked + 1
 
 
 async def test_a_limiter_that_starts_lets_no_burst_through() -> None:
-    far, account = Far(delay=0.0), Account(LIMITS)
-    async with team(far, account, "w") as its:
+    remote, account = FakeRemoteLimiter(delay=0.0), Account(LIMITS)
+    async with team(remote, account, "w") as its:
         async for _ in its.run(questions("w", 40)):
             pass
     assert account.most_within(0.999) <= RATE
@@ -303,137 +319,139 @@ async def test_a_limiter_that_starts_lets_no_burst_through() -> None:
 
 @pytest.mark.parametrize("at", [0.5, 1.0, 1.73, 2.0, 3.3])
 async def test_a_limiter_that_is_restarted_lets_no_burst_through(at: float) -> None:
-    far, account = Far(), Account(LIMITS)
-    asyncio.get_running_loop().call_later(at, far.restart)
-    await work_all(far, account, 5, 40)
+    remote, account = FakeRemoteLimiter(), Account(LIMITS)
+    asyncio.get_running_loop().call_later(at, remote.restart)
+    await work_all(remote, account, 5, 40)
     assert account.refused == []
     assert account.most_within(1) <= RATE + 10
 
 
 async def test_a_restarted_limiter_waits_until_old_leases_are_void() -> None:
     limiter = Limiter(LIMITS, restarted=True)
-    await limiter.lease(Report("w", 1, (0.0,)))
-    assert now() >= EXPIRY + MARGIN
+    await limiter.lease(LeaseRequest("w", 1, (0.0,)))
+    assert now() >= LEASE_EXPIRY + LEASE_EXPIRY_MARGIN
 
 
-async def test_a_restarted_limiter_learns_of_a_pause_from_the_workers() -> None:
+async def test_restarted_limiter_learns_of_a_pause() -> None:
     limiter = Limiter(LIMITS, restarted=True)
-    await limiter.lease(Report("w", 1, (0.0,), pauses=3, pause=60))
+    await limiter.lease(LeaseRequest("w", 1, (0.0,), pauses=3, pause=60))
     assert now() >= 60
     assert await limiter.refused(0, 0) == 4
 
 
 async def test_a_429_seen_by_one_worker_pauses_all() -> None:
-    far, account = Far(), Account(LIMITS)
+    remote, account = FakeRemoteLimiter(), Account(LIMITS)
     storm = (5.0, 9.0)
 
     def begin() -> None:
         account.storm_until = storm[1]
 
     asyncio.get_running_loop().call_later(storm[0], begin)
-    await work_all(far, account, 5, 60)
+    await work_all(remote, account, 5, 60)
     # Those on their way when the first one came back, and no more.
     assert 1 <= len(account.refused) <= 10
-    heard = account.refused[0] + 4 * far.delay
+    heard = account.refused[0] + 4 * remote.delay
     assert [at for at, _ in account.sent if heard < at < storm[1]] == []
     assert account.refused[-1] < heard
 
 
-async def test_after_a_pause_all_go_on_at_the_rate_of_the_limit() -> None:
-    far, account = Far(), Account(LIMITS)
-    async with LeasedRateLimiter(LIMITS, far, "who sees it") as pace:
-        await pace.acquire(0)
-        open_at = now() + pace.refused(5, 0)
-        await work_all(far, account, 5, 40)
+async def test_workers_resume_at_the_rate_after_a_pause() -> None:
+    remote, account = FakeRemoteLimiter(), Account(LIMITS)
+    async with LeasedRateLimiter(LIMITS, remote, "who sees it") as rate_limiter:
+        await rate_limiter.acquire(0)
+        open_at = now() + rate_limiter.refused(5, 0)
+        await work_all(remote, account, 5, 40)
     times = [at for at, _ in account.sent]
     assert min(times) >= open_at - 1e-6
     assert sum(at < open_at + 1 for at in times) <= RATE + 1
 
 
-async def test_a_429_seen_by_one_worker_voids_what_an_idle_one_has_leased() -> None:
-    far = Far()
+async def test_refusal_voids_the_leases_of_idle_workers() -> None:
+    remote = FakeRemoteLimiter()
     async with (
-        LeasedRateLimiter(LIMITS, far, "a") as a,
-        LeasedRateLimiter(LIMITS, far, "b") as b,
+        LeasedRateLimiter(LIMITS, remote, "a") as a,
+        LeasedRateLimiter(LIMITS, remote, "b") as b,
     ):
         await b.acquire(0)
         await asyncio.sleep(30)
         await a.acquire(0)  # with plenty: more than one is leased
-        asked = far.calls
+        asked = remote.calls
         open_at = now() + b.refused(30, 0)
         await asyncio.sleep(0.1)
         await a.acquire(0)
-    assert far.calls > asked
+    assert remote.calls > asked
     assert now() >= open_at
 
 
 async def test_a_lease_from_before_a_pause_is_void() -> None:
     """It was on its way to the worker when somebody else was refused."""
-    far = Far()
-    async with LeasedRateLimiter(LIMITS, far, "w") as pace:
-        await pace.acquire(0)
+    remote = FakeRemoteLimiter()
+    async with LeasedRateLimiter(LIMITS, remote, "w") as rate_limiter:
+        await rate_limiter.acquire(0)
         await asyncio.sleep(30)
-        far.lease_takes = 0.5
-        taken, begun = asyncio.create_task(pace.acquire(0)), now()
+        remote.lease_takes = 0.5
+        taken, begun = asyncio.create_task(rate_limiter.acquire(0)), now()
         await asyncio.sleep(0.25)
-        far.lease_takes = 0.0  # for the next one
-        await far.limiter.refused(0.1, 0)
+        remote.lease_takes = 0.0  # for the next one
+        await remote.limiter.refused(0.1, 0)
         for _ in range(8):
-            await pace.acquire(0)
+            await rate_limiter.acquire(0)
         await taken
     assert now() - begun >= 0.25 + 0.1 + 8 / RATE
 
 
 async def test_what_comes_back_from_before_a_pause_is_void() -> None:
     limiter = Limiter(LIMITS)
-    await limiter.lease(Report("w", 1, (0.0,)))
+    await limiter.lease(LeaseRequest("w", 1, (0.0,)))
     assert await limiter.refused(10, 0) == 1
-    await limiter.lease(Report("w", 2, (0.0,), requests=9.0, pauses=0))
+    await limiter.lease(LeaseRequest("w", 2, (0.0,), requests=9.0, pauses=0))
     for number in range(3, 12):
-        await limiter.lease(Report("w", number, (0.0,), pauses=1))
+        await limiter.lease(LeaseRequest("w", number, (0.0,), pauses=1))
     assert now() >= 10 + 9 / RATE
 
 
 @pytest.mark.parametrize("turns", range(8))
-async def test_a_call_that_would_go_first_and_is_cancelled_is_not_waited_for(
+async def test_cancelled_first_call_is_not_waited_for(
     turns: int,
 ) -> None:
-    far = Far(delay=0.0)
-    async with LeasedRateLimiter(LIMITS, far, "w") as pace:
-        head = asyncio.create_task(pace.acquire(0))
+    remote = FakeRemoteLimiter(delay=0.0)
+    async with LeasedRateLimiter(LIMITS, remote, "w") as rate_limiter:
+        head = asyncio.create_task(rate_limiter.acquire(0))
         await asyncio.sleep(0)
-        first = asyncio.create_task(pace.acquire(0, first=True))
+        first = asyncio.create_task(rate_limiter.acquire(0, first=True))
         await asyncio.sleep(1 / RATE)  # now the head has its lease
         for _ in range(turns):
             await asyncio.sleep(0)
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
         await head
-    assert pace._first == 0
+    assert rate_limiter._first == 0
 
 
 async def test_a_refused_call_goes_first() -> None:
-    far, order = Far(), []
+    remote, order = FakeRemoteLimiter(), []
 
-    async def acquire(pace: LeasedRateLimiter, name: str, first: bool = False) -> None:
-        await pace.acquire(0, first)
+    async def acquire(
+        rate_limiter: LeasedRateLimiter, name: str, first: bool = False
+    ) -> None:
+        await rate_limiter.acquire(0, first)
         order.append(name)
 
-    async with LeasedRateLimiter(LIMITS, far, "w") as pace:
-        await pace.acquire(0)
-        pace.refused(1, 0)
+    async with LeasedRateLimiter(LIMITS, remote, "w") as rate_limiter:
+        await rate_limiter.acquire(0)
+        rate_limiter.refused(1, 0)
         async with asyncio.TaskGroup() as group:
             for number in range(15):
-                group.create_task(acquire(pace, f"{number}"))
+                group.create_task(acquire(rate_limiter, f"{number}"))
             await asyncio.sleep(0.5)
-            group.create_task(acquire(pace, "refused", first=True))
+            group.create_task(acquire(rate_limiter, "refused", first=True))
     assert order[:2] == ["refused", "0"]
     assert order[1:] == [f"{number}" for number in range(15)]
 
 
 async def test_workers_take_turns() -> None:
-    far, account = Far(), Account(LIMITS)
-    await work_all(far, account, 5, 100)
+    remote, account = FakeRemoteLimiter(), Account(LIMITS)
+    await work_all(remote, account, 5, 100)
     leases = [worker for worker, _ in itertools.groupby(w for _, w in account.sent)]
     for turn in range(1, 8):  # then the first ones run out of questions
         assert len(set(leases[5 * turn : 5 * turn + 5])) == 5
@@ -441,10 +459,10 @@ async def test_workers_take_turns() -> None:
 
 async def test_a_large_call_is_not_starved_by_small_ones() -> None:
     limits = Limits(tpm=6_000, token_burst=1_000, concurrency=5, deadline=1e6)
-    far, account = Far(limits), Account(limits)
-    small = asyncio.create_task(work(far, account, "small", 500, tokens=10))
+    remote, account = FakeRemoteLimiter(limits), Account(limits)
+    small = asyncio.create_task(work(remote, account, "small", 500, tokens=10))
     await asyncio.sleep(5)
-    await work(far, account, "large", 1, tokens=950)
+    await work(remote, account, "large", 1, tokens=950)
     assert now() <= 5 + 10 + 3
     assert not small.done()
     await small
@@ -452,54 +470,56 @@ async def test_a_large_call_is_not_starved_by_small_ones() -> None:
 
 async def test_a_call_that_never_fits_fails_at_once() -> None:
     limits = Limits(tpm=6_000, token_burst=1_000)
-    async with LeasedRateLimiter(limits, Far(limits), "w") as pace:
+    async with LeasedRateLimiter(
+        limits, FakeRemoteLimiter(limits), "w"
+    ) as rate_limiter:
         with pytest.raises(TooLarge):
-            pace.check(1_001)
+            rate_limiter.check(1_001)
 
 
 async def test_a_report_that_comes_twice_gives_back_once() -> None:
     limits = Limits(rpm=60, request_burst=100)
     limiter = Limiter(limits)
-    await limiter.lease(Report("w", 1, (0.0,)))
-    given_back = Report("w", 2, (0.0,), requests=10.0)
+    await limiter.lease(LeaseRequest("w", 1, (0.0,)))
+    given_back = LeaseRequest("w", 2, (0.0,), requests=10.0)
     await limiter.lease(given_back)
     await limiter.lease(given_back)
     begun = now()
     for number in range(3, 3 + 9):  # of the ten, one was leased twice
-        await limiter.lease(Report("w", number, (0.0,)))
+        await limiter.lease(LeaseRequest("w", number, (0.0,)))
     assert now() - begun >= 1
 
 
-async def test_a_cancelled_call_leaves_its_lease_to_the_next_one() -> None:
-    far = Far()
-    async with LeasedRateLimiter(LIMITS, far, "w") as pace:
-        taken = asyncio.create_task(pace.acquire(0))
+async def test_cancelled_call_leaves_its_lease_to_the_next() -> None:
+    remote = FakeRemoteLimiter()
+    async with LeasedRateLimiter(LIMITS, remote, "w") as rate_limiter:
+        taken = asyncio.create_task(rate_limiter.acquire(0))
         await asyncio.sleep(0.015)
         taken.cancel()
         await asyncio.gather(taken, return_exceptions=True)
-        await pace.acquire(0)
-    assert far.calls == 1
+        await rate_limiter.acquire(0)
+    assert remote.calls == 1
 
 
 async def test_what_the_server_says_is_left_corrects_the_limiter() -> None:
     """Somebody else spends from the same account."""
-    far = Far(delay=0.0)
-    async with LeasedRateLimiter(LIMITS, far, "w", batch=1) as pace:
-        await pace.acquire(0)
+    remote = FakeRemoteLimiter(delay=0.0)
+    async with LeasedRateLimiter(LIMITS, remote, "w", batch=1) as rate_limiter:
+        await rate_limiter.acquire(0)
         await asyncio.sleep(30)
-        await pace.update_from_headers(Remaining(0, None))
+        await rate_limiter.update_from_headers(Remaining(0, None))
         begun = now()
         for _ in range(RATE):
-            await pace.acquire(0)
+            await rate_limiter.acquire(0)
     assert now() - begun >= (RATE - 2) / RATE
 
 
 async def test_nothing_is_left_when_a_pace_ends() -> None:
-    far = Far()
-    async with LeasedRateLimiter(LIMITS, far, "w") as pace:
-        await pace.acquire(0)
-        pace.refused(100, 0)
-        taken = asyncio.create_task(pace.acquire(0))
+    remote = FakeRemoteLimiter()
+    async with LeasedRateLimiter(LIMITS, remote, "w") as rate_limiter:
+        await rate_limiter.acquire(0)
+        rate_limiter.refused(100, 0)
+        taken = asyncio.create_task(rate_limiter.acquire(0))
         await asyncio.sleep(1)
         taken.cancel()
     await asyncio.gather(taken, return_exceptions=True)
@@ -512,24 +532,24 @@ async def test_a_limiter_without_a_limit_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("seed", range(100))
-async def test_no_run_is_above_the_limit_and_none_loses_a_question(seed: int) -> None:
+async def test_random_crashes_stay_within_the_limit_and_lose_nothing(seed: int) -> None:
     """Any workers, batches, delays; the limiter and workers die at any moment."""
     rng = Random(seed)
     limits = Limits(
         rpm=60 * RATE, request_burst=rng.choice([2, RATE]), concurrency=8, deadline=1e6
     )
-    far = Far(limits, delay=rng.choice([0.0, 0.005, 0.05]))
+    remote = FakeRemoteLimiter(limits, delay=rng.choice([0.0, 0.005, 0.05]))
     account = Account(limits, latency=rng.uniform(0, 1))
     loop = asyncio.get_running_loop()
     for _ in range(rng.randrange(3)):
-        loop.call_later(rng.uniform(0, 8), far.restart)
+        loop.call_later(rng.uniform(0, 8), remote.restart)
 
     async def dies(name: str, count: int, batch: int, after: float | None) -> list[str]:
         try:
             async with asyncio.timeout(after):
-                return await work(far, account, name, count, batch=batch)
+                return await work(remote, account, name, count, batch=batch)
         except TimeoutError:
-            return await work(far, account, f"{name} again", count, batch=batch)
+            return await work(remote, account, f"{name} again", count, batch=batch)
 
     counts = [rng.randrange(1, 60) for _ in range(rng.randrange(1, 6))]
     answered = await asyncio.gather(

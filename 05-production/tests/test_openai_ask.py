@@ -105,7 +105,7 @@ async def refused(what: bytes) -> StatusError:
         ("hang", TimeoutError, "no answer in time"),
     ],
 )
-async def test_each_trouble_is_an_error_that_the_team_knows_and_is_met_once(
+async def test_each_fault_becomes_one_known_error(
     fault: str, error: type[Exception], says: str, transport: Any
 ) -> None:
     """Met once: the SDK would try again, even where its own client says three times."""
@@ -129,7 +129,7 @@ async def test_what_is_not_http_is_a_connection_that_broke(
         await replied(reply, transport)
 
 
-async def test_nobody_listens_there_is_no_timeout(transport: Any) -> None:
+async def test_refused_connection_is_no_timeout(transport: Any) -> None:
     """The SDK's aiohttp transport says that it timed out."""
     async with serve() as server:
         url = server.base_url
@@ -286,7 +286,7 @@ async def test_times_go_to_the_transport(transport: Any) -> None:
     ]
 
 
-async def test_the_client_stays_as_it_was_and_its_connection_is_shared(
+async def test_client_stays_unchanged_and_shares_its_connection(
     transport: Any,
 ) -> None:
     async with (

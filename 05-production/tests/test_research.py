@@ -503,7 +503,7 @@ def test_a_journal_that_breaks_is_one_line(
     def full(self: Journal, question: str, *values: object) -> None:
         raise JournalError("journal run.db: disk is full")
 
-    monkeypatch.setattr(Journal, "ended", full)
+    monkeypatch.setattr(Journal, "finish", full)
     ran = run("--journal", str(tmp_path / "run.db"), "--faults", "none")
     assert (ran.status, ran.out) == (2, "")
     assert ran.err.splitlines()[-1] == "error: journal run.db: disk is full"

@@ -21,7 +21,7 @@ LIMITS = Limits(concurrency=50)
 
 
 @dataclass(frozen=True)
-class Held:
+class Footprint:
     """What this process holds on to."""
 
     blocks: int  # of memory, by Python's own count
@@ -29,7 +29,7 @@ class Held:
     files: int  # and sockets; 0 where the system does not say
 
 
-def held() -> Held:
+def footprint() -> Footprint:
     gc.collect()
     peak = 0
     if sys.platform == "linux":
@@ -37,7 +37,7 @@ def held() -> Held:
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     files = len(os.listdir("/dev/fd")) if os.path.exists("/dev/fd") else 0
-    return Held(sys.getallocatedblocks(), peak, files)
+    return Footprint(sys.getallocatedblocks(), peak, files)
 
 
 def sizes(folder: Path) -> dict[str, int]:
@@ -61,15 +61,15 @@ async def ask_all(server: LocalServer, journal: Journal, first: int, last: int) 
 async def test_memory_stays_flat_and_nothing_is_left(
     model_server: LocalServer, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
-    if not pytestconfig.getoption("--load"):
-        pytest.skip("a soak: asked for with --load")
+    if not pytestconfig.getoption("--long", default=False):
+        pytest.skip("a soak test, for --long")
     model_server.reset(Settings(latency=0.002))
     tasks = asyncio.all_tasks()
     with Journal(tmp_path / "run.db") as journal:
         assert await ask_all(model_server, journal, 0, WARM_UP) == WARM_UP
-        before = held()
+        before = footprint()
         rest = await ask_all(model_server, journal, WARM_UP, QUESTIONS)
-        after = held()
+        after = footprint()
         log = sizes(tmp_path)["run.db-wal"]
     assert rest == QUESTIONS - WARM_UP
     assert asyncio.all_tasks() == tasks

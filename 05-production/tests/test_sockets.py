@@ -45,7 +45,7 @@ def are_complete(outcomes: dict[str, Outcome]) -> bool:
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-async def test_no_trouble_loses_an_answer_or_pays_for_one_twice(profile: str) -> None:
+async def test_no_fault_loses_an_answer_or_pays_twice(profile: str) -> None:
     limits = Limits(concurrency=15, **STUBBORN)
     settings = Settings(latency=0.005, faults=PROFILES[profile])
     before = asyncio.all_tasks()
@@ -78,7 +78,7 @@ async def test_a_call_that_hangs_is_asked_again() -> None:
     assert stats.faults == {"hang": 3}
 
 
-async def test_a_server_that_is_restarted_in_the_middle_loses_nothing(
+async def test_server_restart_loses_nothing(
     transport: Any,
 ) -> None:
     limits = Limits(concurrency=15, **STUBBORN)
