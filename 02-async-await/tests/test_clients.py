@@ -1,26 +1,16 @@
-"""What a client may be shared by: each pair both ways, with the same assertion."""
+"""What may share a client, and what the server sees of it."""
 
 import asyncio
 import gc
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from openai import AsyncOpenAI, Timeout
 
 from racelab import Ask, LocalServer
-from racelab.fakes import fake_ask
-from racelab.pytest.plugin import LoadScript, RunScript
-
-PAIRS = {
-    "blocking_client": ["blocking_client", "blocking_client_to_thread"],
-    "client_per_call": ["client_per_call"],
-    "closed_loop": ["closed_loop"],
-    "unbounded_fanout": ["unbounded_fanout"],
-}
-RUNS = 5  # of each script here; `--script-runs 20` runs them as a reader does
-# How to play a pair: its answers take 40 ms, long beside the 20 ms for a connection.
-FASTER = {"unbounded_fanout": {"speed": 5.0, "CALLS": 20, "CONNECTIONS": 5}}
+from racelab.fakes import CountedAsk, fake_ask
+from racelab.pytest.run_scripts import LoadScript, RunScript
 
 
 @pytest.fixture
@@ -49,38 +39,6 @@ async def ask(client: AsyncOpenAI, question: str) -> str:
 
 def opened(server: LocalServer) -> int:
     return server.stats().connections_opened
-
-
-@pytest.mark.parametrize("pair", PAIRS)
-def test_a_reader_sees_it_break_and_the_fixes_hold(
-    pair: str, script: RunScript, pytestconfig: pytest.Config
-) -> None:
-    for _ in range(pytestconfig.getoption("--script-runs")):
-        broken = script(f"broken_{pair}.py")
-        assert (broken.status, broken.word) == (1, "BROKEN"), broken
-        for name in PAIRS[pair]:
-            fixed = script(f"fixed_{name}.py")
-            assert (fixed.status, fixed.word) == (0, "OK"), fixed
-            assert broken.err == fixed.err == ""
-
-
-@leaves_sockets_open
-@pytest.mark.parametrize("pair", PAIRS)
-def test_every_run_breaks(pair: str, run_inprocess: RunScript) -> None:
-    runs = [
-        run_inprocess(f"broken_{pair}.py", **FASTER.get(pair, {})) for _ in range(RUNS)
-    ]
-    assert [run.status for run in runs] == [1] * RUNS, runs
-
-
-@pytest.mark.parametrize("pair", PAIRS)
-def test_every_run_of_a_fix_holds(pair: str, run_inprocess: RunScript) -> None:
-    for name in PAIRS[pair]:
-        runs = [
-            run_inprocess(f"fixed_{name}.py", **FASTER.get(pair, {}))
-            for _ in range(RUNS)
-        ]
-        assert [run.status for run in runs] == [0] * RUNS, runs
 
 
 @pytest.mark.parametrize(
@@ -160,31 +118,6 @@ def test_a_plain_timeout_is_also_the_wait_for_a_connection() -> None:
     assert AsyncOpenAI(api_key="none").timeout == Timeout(600, connect=5)
 
 
-def test_the_exercise_is_solved_with_workers(run_inprocess: RunScript) -> None:
-    solved = run_inprocess("solutions/fanout_workers.py", speed=5.0)
-    assert (solved.status, solved.numbers) == (0, (40, 40)), solved
-
-
-Run = Callable[[Ask], Awaitable[object]]
-
-
-async def most_at_once(run: Run) -> int:
-    """The largest number of questions that wait for their answer at one time."""
-    answer, waiting, most = fake_ask(0), 0, 0
-
-    async def counted(question: str) -> str:
-        nonlocal waiting, most
-        waiting += 1
-        most = max(most, waiting)
-        try:
-            return await answer(question)
-        finally:
-            waiting -= 1
-
-    await run(counted)
-    return most
-
-
 async def test_myth_async_def_makes_it_parallel() -> None:
     """Three calls inside `async def`, one at a time; together only if you say so."""
 
@@ -194,7 +127,10 @@ async def test_myth_async_def_makes_it_parallel() -> None:
     async def together(ask: Ask) -> list[str]:
         return await asyncio.gather(*[ask(question) for question in "abc"])
 
-    assert (await most_at_once(in_turn), await most_at_once(together)) == (1, 3)
+    asks = [CountedAsk(fake_ask(0)) for _ in range(2)]
+    await in_turn(asks[0])
+    await together(asks[1])
+    assert [ask.most for ask in asks] == [1, 3]
 
 
 @leaves_sockets_open

@@ -30,6 +30,7 @@ class TestChapter(ChapterTests):
             "fixed_team_state_queue": (4, 4, 0, 3),
         },
         inprocess={"broken_bridge": {"speed": 3.0}, "fixed_bridge": {"speed": 3.0}},
+        slow={"broken_bridge"},
         not_inprocess={
             "broken_lock_across_await": "its threads hang for ever",
             "broken_lock_order": "its threads hang for ever",

@@ -20,4 +20,5 @@ class TestChapter(ChapterTests):
             "fixed_sleep_test": {"SLOW": 0.001, "RUNS": 50},
             "broken_stress_test": {"RUNS": 100},
         },
+        slow={"fixed_stress_test"},
     )

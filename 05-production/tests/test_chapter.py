@@ -39,6 +39,7 @@ class TestChapter(ChapterTests):
             "fixed_semaphore_is_not_a_rate": FAST,
             "rate_by_hand": FAST,
         },
+        slow={"broken_timeout", "fixed_semaphore_is_not_a_rate", "fixed_shutdown"},
         not_inprocess={
             "broken_resume": KILLS,
             "fixed_resume": KILLS,

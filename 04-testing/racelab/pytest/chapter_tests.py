@@ -12,6 +12,7 @@ folder. The tables hold only what is special about one of them.
 import gc
 import re
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ class Chapter:
     errors: Mapping[str, str] = field(default_factory=dict)
     # How to run it in this process: the speed of the server, and constants.
     inprocess: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    # It takes half a second and more in this process, so it is repeated less often.
+    slow: AbstractSet[str] = frozenset()
     # Why it cannot run in this process.
     not_inprocess: Mapping[str, str] = field(default_factory=dict)
     # Warnings that belong to the lesson, as in `pytest.mark.filterwarnings`.
@@ -103,7 +106,8 @@ class ChapterTests:
         self, repeated_script: Path, run_inprocess: RunScript, repeats: int
     ) -> None:
         arguments = self.chapter.inprocess.get(repeated_script.stem, {})
-        for _ in range(repeats):
+        is_slow = repeated_script.stem in self.chapter.slow
+        for _ in range((repeats + 2) // 3 if is_slow else repeats):
             ran = run_inprocess(repeated_script.name, **arguments)
             self.check(repeated_script, ran, same_numbers=set(arguments) <= {"speed"})
         gc.collect()  # what a lesson leaves open is found here, not in another test
