@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from racelab import LocalServer
+from racelab import LocalServer, Settings
 from racelab.pytest.run_scripts import LoadScript, RunScript
 
 SYNC, TRANSPORTS = "benchmark_sync_vs_async.py", "benchmark_transports.py"
@@ -35,6 +35,7 @@ async def test_no_more_calls_are_in_flight_than_the_way_says(
 ) -> None:
     module = load_script(SYNC)
     module.IN_FLIGHT = 3
+    model_server.reset(Settings(latency=0.03))
     async with module.open_ways(model_server) as ways:
         await ways[way](12)
     stats = model_server.stats()

@@ -1,7 +1,6 @@
 """From the loop to a thread and back: context, the first use, time-outs, loops.
 
-Each pair both ways with the same check: as a reader runs it, on one real server, and
-in-process with fakes that are exact.
+Each pair with the same check, with fakes that are exact.
 """
 
 import asyncio
@@ -18,36 +17,9 @@ import pytest
 
 from racelab import LocalServer, Timeline
 from racelab.fakes import fake_ask
-from racelab.pytest.plugin import LoadScript, RunScript
+from racelab.pytest.run_scripts import LoadScript, RunScript
 
-PAIRS = {  # the numbers of the last lines: broken, fixed
-    "lost_context": ((0, 4), (4, 4)),
-    "lazy_init": ((1, 5, 5), (5, 5, 1)),
-    "tool_timeout": ((2, 1), (1, 1)),
-    "bridge": ((0, 3), (3, 3)),
-}
 ORDERS = range(50)  # seeds of the fake model
-
-
-@pytest.mark.parametrize("pair", PAIRS)
-def test_a_reader_sees_the_loss_and_the_fix_hold(
-    pair: str, script: RunScript, pytestconfig: pytest.Config
-) -> None:
-    with ThreadPoolExecutor() as at_once:
-        for _ in range(pytestconfig.getoption("--script-runs")):
-            names = (f"broken_{pair}.py", f"fixed_{pair}.py")
-            broken, fixed = at_once.map(script, names)
-            assert (broken.status, broken.word) == (1, "BROKEN"), broken
-            assert (fixed.status, fixed.word) == (0, "OK"), fixed
-            assert (broken.numbers, fixed.numbers) == PAIRS[pair]
-            assert "Traceback" not in broken.err + fixed.err
-
-
-@pytest.mark.parametrize("pair", ["lost_context", "lazy_init"])
-def test_every_run_on_a_real_server(pair: str, run_inprocess: RunScript) -> None:
-    for _ in range(5):
-        assert run_inprocess(f"broken_{pair}.py").numbers == PAIRS[pair][0]
-        assert run_inprocess(f"fixed_{pair}.py").numbers == PAIRS[pair][1]
 
 
 # lost_context
@@ -124,13 +96,13 @@ def test_two_threads_cannot_be_in_one_context_but_in_two_copies() -> None:
 
     def stay() -> str:
         inside.set()
-        assert leave.wait(10)
+        assert leave.wait(60)
         return RUN.get()
 
     with ThreadPoolExecutor(1) as pool:
         stays = pool.submit(context.run, stay)
         try:
-            assert inside.wait(10)
+            assert inside.wait(60)
             with pytest.raises(RuntimeError, match="cannot enter context"):
                 context.run(RUN.get)
             assert context.copy().run(RUN.get) == "a"
@@ -276,7 +248,7 @@ async def charged(module: ModuleType, patch: pytest.MonkeyPatch) -> int:
 @pytest.mark.parametrize(
     ("name", "charges"), [("broken_tool_timeout.py", 2), ("fixed_tool_timeout.py", 1)]
 )
-def test_charges_for_one_order_in_500_of_500_runs(
+def test_charges_for_one_order_in_every_run(
     name: str,
     charges: int,
     load_script: LoadScript,
@@ -309,11 +281,11 @@ def test_what_a_thread_has_begun_cannot_be_cancelled() -> None:
 
     def tool() -> bool:
         begun.set()
-        return end.wait(10)
+        return end.wait(60)
 
     with ThreadPoolExecutor(1) as pool:
         running, waiting = pool.submit(tool), pool.submit(tool)
-        assert begun.wait(10)
+        assert begun.wait(60)
         assert not running.cancel()
         assert waiting.cancel()  # no thread has taken it yet
         end.set()
@@ -405,6 +377,6 @@ async def test_the_way_back_keeps_the_context() -> None:
         return RUN.get()
 
     def tool() -> str:
-        return asyncio.run_coroutine_threadsafe(agent(), loop).result(timeout=10)
+        return asyncio.run_coroutine_threadsafe(agent(), loop).result(timeout=60)
 
     assert await asyncio.to_thread(tool) == "scout-1"

@@ -24,7 +24,7 @@ class TestChapter(ChapterTests):
             "fixed_lock_order": (2, 2),
             "broken_wrong_loop": (0, 3),
             "fixed_wrong_loop": (3, 3),
-            "broken_team_state": (1, 4, 2, 3),
+            "broken_team_state": (1, 4, range(1, 4), 3),
             "fixed_team_state_lock": (4, 4, 0, 3),
             "fixed_team_state_immutable": (4, 4, 0, 3),
             "fixed_team_state_queue": (4, 4, 0, 3),

@@ -1,7 +1,7 @@
 """Load: more agents get more done, until all slots are taken; from there they queue.
 
 The agents ask through ten slots, so there are never more than ten requests in flight.
-With `--load` up to 1,000 agents ask at the same time. The table is printed at the end.
+With `--long` up to 1,000 agents ask at the same time. The table is printed at the end.
 Seconds are printed and never asserted: they say more about the machine than the code.
 What is asserted is counts, and what is more than what.
 """
@@ -56,7 +56,7 @@ async def measure(server: LocalServer, sizes: dict[int, int]) -> dict[int, Measu
 def measured(
     session_server: LocalServer, load_report: LoadReport, pytestconfig: pytest.Config
 ) -> dict[int, Measured]:
-    sizes = FULL if pytestconfig.getoption("--load") else SHORT
+    sizes = FULL if pytestconfig.getoption("--long") else SHORT
     measured = asyncio.run(measure(session_server, sizes))
     for one in measured.values():
         load_report.add(f"{SLOTS} slots", one.load, one.stats, one.memory)

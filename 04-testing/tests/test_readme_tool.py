@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from racelab.pytest.readme import diff, masked, refreshed, source, stale_blocks
+from racelab.pytest.readme_check import blocks_of, diff, masked, refreshed, source
 
 SCRIPT = (
     '"""A docstring."""\n\n\ndef main() -> None:\n    print("kept {}")\n\n\nmain()\n'
@@ -33,17 +33,22 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def stale(folder: Path) -> list[str]:
+    blocks = blocks_of(folder / "README.md")
+    return [str(block) for block in blocks if not block.is_fresh()]
+
+
 def test_blocks_are_made_from_the_scripts(folder: Path) -> None:
     text = (folder / "README.md").read_text()
     assert "```text\nkept 1\n```" in text
     assert '-    print("kept 1")\n+    print("kept 2")\n' in text
     assert '```python\ndef main() -> None:\n    print("kept 1")\n```' in text
-    assert stale_blocks(folder / "README.md") == []
+    assert stale(folder) == []
 
 
 def test_a_drifted_block_is_found(folder: Path) -> None:
     (folder / "a.py").write_text(SCRIPT.format(3))
-    assert stale_blocks(folder / "README.md") == [
+    assert stale(folder) == [
         "output: a.py",
         "diff: a.py b.py",
         "code: a.py main",
