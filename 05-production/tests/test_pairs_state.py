@@ -1,7 +1,6 @@
 """Slots, queues, records and caches: what is held, or not yet written, at an `await`.
 
-Each pair both ways with the same check: as a reader runs it, several times in-process,
-and with fakes that show why it breaks, in every order or at every await.
+With fakes that show why each pair breaks, in every order or at every await.
 """
 
 import asyncio
@@ -16,57 +15,13 @@ from typing import Any
 import pytest
 
 from agents import Journal, JournalError
-from racelab import Ask, Timeline, Watchdog, watchdog
+from racelab import Ask, Timeline, Watchdog
 from racelab.explore import cancel_everywhere, clock, explore, fail_everywhere
 from racelab.explore.search import Report
 from racelab.fakes import fake_ask
-from racelab.pytest.plugin import LoadScript, RunScript
+from racelab.pytest.run_scripts import LoadScript
 
-NUMBERS = {  # the numbers of the last lines: broken, fixed
-    "nested_slots": ((0, 6), (6, 6)),
-    "backoff_in_slot": ((0, 8), (8, 8)),
-    "shutdown": ((3, 6), (6, 6)),
-    "resume": ((5, 6), (0, 6)),
-    "stampede": ((20, 1), (1, 1)),
-}
-RUNS = 5  # of each script in this process
 SIDES = ["broken", "fixed"]
-SOLUTIONS = {
-    "nested_slots_by_level": "OK: finished 6 of 6 agents",
-    "shutdown_put_back": "OK: saved 6 of 6 records",
-}
-
-
-@pytest.mark.parametrize("pair", NUMBERS)
-def test_a_reader_sees_it_break_and_the_fix_hold(
-    pair: str, script: RunScript, pytestconfig: pytest.Config
-) -> None:
-    for _ in range(pytestconfig.getoption("--script-runs")):
-        for status, side in ((1, "broken"), (0, "fixed")):
-            ran = script(f"{side}_{pair}.py")
-            assert (ran.status, ran.word) == (status, ["OK", "BROKEN"][status]), ran
-            assert ran.numbers == NUMBERS[pair][side == "fixed"], ran
-            assert ran.err in ("", "model: local server, no key needed\n"), ran
-
-
-@pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("pair", [pair for pair in NUMBERS if pair != "resume"])
-def test_every_run_ends_the_same(
-    pair: str, side: str, run_inprocess: RunScript, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`resume` runs processes of its own; below it is killed in many more baselines."""
-    if side == "broken":  # nobody moves for ever, so a short look is as good
-        monkeypatch.setattr(watchdog, "PATIENCE", 0.05)
-    runs = [run_inprocess(f"{side}_{pair}.py") for _ in range(RUNS)]
-    assert {ran.word for ran in runs} == {"OK" if side == "fixed" else "BROKEN"}
-    assert {ran.numbers for ran in runs} == {NUMBERS[pair][side == "fixed"]}
-
-
-@pytest.mark.parametrize("solution", SOLUTIONS)
-def test_a_solution_reaches_the_verdict_of_its_exercise(
-    solution: str, run_inprocess: RunScript
-) -> None:
-    assert run_inprocess(f"solutions/{solution}.py").last_line == SOLUTIONS[solution]
 
 
 # nested_slots
