@@ -228,13 +228,15 @@ async def test_without_retries_a_timeout_is_still_no_deadline(
     model_server: LocalServer,
 ) -> None:
     """The tempting worse fix: `max_retries=0` alone. Each chunk starts it anew."""
-    timeout, delay = 0.8, 0.04
+    timeout, delay = 1.0, 0.02
     model_server.reset(Settings(latency=0, chunk_delay=delay))
     async with openai.AsyncOpenAI(
         base_url=model_server.base_url, api_key="any", max_retries=0, timeout=timeout
     ) as client:
         stream = await client.chat.completions.create(
-            model="any", messages=[{"role": "user", "content": "Why?"}], stream=True
+            model="any",
+            messages=[{"role": "user", "content": "Why? " * 50}],
+            stream=True,
         )
         chunks = [chunk async for chunk in stream]
     assert (len(chunks) - 1) * delay > timeout  # and nothing was raised

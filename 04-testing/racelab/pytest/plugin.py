@@ -44,8 +44,6 @@ from racelab.settings import Settings
 
 __all__ = ["LoadScript", "Ran", "Reader", "RunScript", "run_as_reader", "until"]
 
-pytest.register_assert_rewrite("racelab.pytest.chapter_tests")
-
 MARKERS = (
     "virtual_time: run an async test in virtual time (racelab.explore.clock)",
     "long: run this test only with --long",
@@ -82,6 +80,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make sure that tests spend no money, and never leave this machine."""
+    pytest.register_assert_rewrite("racelab.pytest.chapter_tests")
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     file = config.getoption("--chart")
