@@ -1,132 +1,14 @@
-"""Each pair with the same check, for many orders of the answers of a fake model."""
+"""What the shared tests of the pairs and `04-testing/every_order.py` do not see."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from types import ModuleType
-from typing import Any
 
 import pytest
 
-from racelab import Ask, LocalServer, Message, Refused, Timeline
+from racelab import Ask, LocalServer, Timeline
 from racelab.fakes import CountedAsk, fake_ask
 from racelab.pytest.run_scripts import LoadScript, RunScript
-
-ORDERS = range(50)  # seeds of the fake model
-
-
-def test_the_server_bills_what_the_scripts_say(
-    run_inprocess: RunScript, session_server: LocalServer
-) -> None:
-    assert run_inprocess("broken_double_spend.py").numbers == (6, 2)
-    assert session_server.stats().answered == 6
-    assert run_inprocess("fixed_double_spend.py").numbers == (2, 2)
-    assert session_server.stats().answered == 2
-
-
-Check = Callable[[ModuleType, int], bool]
-
-
-def run(module: ModuleType, *columns: str, seed: int) -> Any:
-    return asyncio.run(module.run(fake_ask(seed), Timeline(*columns)))
-
-
-def every_finding_is_kept(module: ModuleType, seed: int) -> bool:
-    return len(run(module, *module.AGENTS, seed=seed)) == len(module.AGENTS)
-
-
-def the_budget_is_kept(module: ModuleType, seed: int) -> bool:
-    answers = run(module, *module.AGENTS, seed=seed)
-    paid = len(answers) - answers.count(None)
-    return bool(paid == module.BUDGET // module.PRICE)
-
-
-def each_task_is_done_once(module: ModuleType, seed: int) -> bool:
-    done = run(module, *module.WORKERS, seed=seed)
-    return bool(done == dict.fromkeys(module.TASKS, 1))
-
-
-def each_answer_fits(module: ModuleType, seed: int) -> bool:
-    answers = run(module, *module.CITIES, seed=seed)
-    return all(city in answers[city] for city in module.CITIES)
-
-
-def each_vote_is_under_its_name(module: ModuleType, seed: int) -> bool:
-    filed = run(module, *module.PANEL, seed=seed)
-    return all(agent in filed[agent].lower() for agent in module.PANEL)
-
-
-def each_run_gets_an_answer(module: ModuleType, seed: int) -> bool:
-    timeline = Timeline(*module.CITIES)
-    answers, history = asyncio.run(module.run(strict_chat(seed), timeline))
-    return None not in answers and first_unanswered(history) is None
-
-
-def strict_chat(seed: int) -> Callable[..., Any]:
-    """A fake chat that refuses, as the API does, tool calls that are not answered."""
-    ask = fake_ask(seed)
-    calls = 0
-
-    async def chat(messages: list[Message], **options: Any) -> Message:
-        nonlocal calls
-        messages = list(messages)  # what is sent now: the list may grow meanwhile
-        if first_unanswered(messages):
-            raise Refused("tool calls must be followed by tool messages", 400)
-        answer = await ask(str(messages[-1]["content"]))
-        if options.get("tool_choice") != "required":
-            return {"role": "assistant", "content": answer}
-        calls += 1
-        call = {"name": "weather", "arguments": "{}"}
-        tool_call = {"id": f"call_{calls}", "type": "function", "function": call}
-        return {"role": "assistant", "tool_calls": [tool_call]}
-
-    return chat
-
-
-def first_unanswered(messages: list[Message]) -> str | None:
-    """The id of the first tool call that the next messages do not answer."""
-    for place, message in enumerate(messages):
-        calls = message.get("tool_calls", [])
-        results = messages[place + 1 : place + 1 + len(calls)]
-        answered = {result.get("tool_call_id") for result in results}
-        for call in calls:
-            if call["id"] not in answered:
-                return str(call["id"])
-    return None
-
-
-CHECKS: dict[str, Check] = {
-    "agents": every_finding_is_kept,
-    "double_spend": the_budget_is_kept,
-    "duplicate_work": each_task_is_done_once,
-    "shared_agent": each_answer_fits,
-    "shared_history": each_run_gets_an_answer,
-    "wrong_owner": each_vote_is_under_its_name,
-}
-
-
-@pytest.mark.parametrize("pair", CHECKS)
-def test_broken_fails_the_check_in_every_order_tried(
-    pair: str, load_script: LoadScript
-) -> None:
-    module = load_script(f"broken_{pair}.py")
-    assert not any(CHECKS[pair](module, seed) for seed in ORDERS)
-
-
-@pytest.mark.parametrize("pair", CHECKS)
-def test_fixed_holds_in_every_order_tried(pair: str, load_script: LoadScript) -> None:
-    module = load_script(f"fixed_{pair}.py")
-    assert all(CHECKS[pair](module, seed) for seed in ORDERS)
-
-
-def test_the_timeline_shows_that_all_read_before_anyone_writes(
-    load_script: LoadScript,
-) -> None:
-    module = load_script("broken_agents.py")
-    timeline = Timeline(*module.AGENTS)
-    asyncio.run(module.run(fake_ask(0), timeline))
-    assert {timeline.of(agent)[0] for agent in module.AGENTS} == {"read 0"}
-    assert {timeline.of(agent)[1] for agent in module.AGENTS} == {"wrote 1"}
 
 
 async def test_a_failed_call_gives_its_reservation_back(

@@ -63,7 +63,7 @@ def in_a_run(run: str, function: Callable[[], Any]) -> Any:
     return contextvars.Context().run(call)
 
 
-def test_a_pools_thread_never_has_the_context_of_who_submits() -> None:
+def test_pool_thread_never_has_the_submitters_context() -> None:
     with ThreadPoolExecutor(1) as pool:
         pool.submit(str).result()  # the thread starts here, in no run
         seen = [in_a_run(run, lambda: pool.submit(RUN.get).result()) for run in "ab"]
@@ -74,7 +74,7 @@ def test_a_pools_thread_never_has_the_context_of_who_submits() -> None:
     not getattr(sys.flags, "thread_inherit_context", 0),
     reason="threads start with an empty context on this Python",
 )
-def test_where_threads_inherit_a_context_all_is_saved_under_the_first_run() -> None:
+def test_inherited_context_is_the_first_run() -> None:
     with ThreadPoolExecutor(1) as pool:
         seen = [in_a_run(run, lambda: pool.submit(RUN.get).result()) for run in "ab"]
     assert seen == ["a", "a"]
@@ -84,13 +84,13 @@ def test_where_threads_inherit_a_context_all_is_saved_under_the_first_run() -> N
     bool(getattr(sys.flags, "thread_inherit_context", 0)),
     reason="threads start with a copy of the context on this Python",
 )
-def test_where_threads_inherit_nothing_all_is_saved_under_no_run() -> None:
+def test_without_inheritance_the_context_is_empty() -> None:
     with ThreadPoolExecutor(1) as pool:
         seen = [in_a_run(run, lambda: pool.submit(RUN.get).result()) for run in "ab"]
     assert seen == ["no run", "no run"]
 
 
-def test_two_threads_cannot_be_in_one_context_but_in_two_copies() -> None:
+def test_two_threads_need_two_copies_of_a_context() -> None:
     context = in_a_run("a", contextvars.copy_context)
     inside, leave = threading.Event(), threading.Event()
 
@@ -112,21 +112,6 @@ def test_two_threads_cannot_be_in_one_context_but_in_two_copies() -> None:
 
 
 # lazy_init
-
-
-def kept_and_opened(module: ModuleType, seed: int) -> tuple[int, int]:
-    session = asyncio.run(module.run(fake_ask(seed), Timeline(*module.AGENTS)))
-    return len(session.history) - 1, session.opened
-
-
-@pytest.mark.parametrize(
-    ("name", "both"), [("broken_lazy_init.py", (1, 5)), ("fixed_lazy_init.py", (5, 1))]
-)
-def test_kept_and_opened_in_every_order_tried(
-    name: str, both: tuple[int, int], load_script: LoadScript
-) -> None:
-    module = load_script(name)
-    assert {kept_and_opened(module, seed) for seed in ORDERS} == {both}
 
 
 @pytest.mark.parametrize("seed", ORDERS)
@@ -203,7 +188,7 @@ async def test_who_is_cancelled_while_it_opens_stops_nobody_else(
     assert (session.opened, len(asked)) == (1, briefings)
 
 
-async def test_a_cache_does_not_make_an_async_function_run_once() -> None:
+async def test_functools_cache_breaks_an_async_function() -> None:
     @functools.cache
     def brief() -> Any:
         return asyncio.sleep(0, "briefing")
@@ -334,17 +319,16 @@ def test_answers_that_cross_the_bridge_in_every_order_tried(
 @pytest.mark.parametrize(
     ("name", "got"), [("broken_bridge.py", 0), ("fixed_bridge.py", 3)]
 )
-def test_the_question_is_sent_even_if_nobody_can_have_the_answer(
+def test_question_is_sent_even_if_the_answer_is_lost(
     name: str, got: int, run_inprocess: RunScript, session_server: LocalServer
 ) -> None:
-    for _ in range(3):
-        assert run_inprocess(name, speed=3).numbers == (got, 3)
-        stats = session_server.stats()
-        # Three answers for the agents themselves, and then those of the expert.
-        assert (stats.received, stats.answered) == (6, 3 + got)
+    assert run_inprocess(name, speed=3).numbers == (got, 3)
+    stats = session_server.stats()
+    # Three answers for the agents themselves, and then those of the expert.
+    assert (stats.received, stats.answered) == (6, 3 + got)
 
 
-async def test_a_result_on_the_loops_own_thread_waits_for_itself() -> None:
+async def test_result_on_the_loops_thread_waits_for_itself() -> None:
     loop = asyncio.get_running_loop()
     future: Future[str] = asyncio.run_coroutine_threadsafe(
         asyncio.sleep(0, "advice"), loop
@@ -354,7 +338,7 @@ async def test_a_result_on_the_loops_own_thread_waits_for_itself() -> None:
     assert await asyncio.wrap_future(future) == "advice"
 
 
-async def test_a_result_that_times_out_does_not_stop_the_agent() -> None:
+async def test_result_timeout_does_not_stop_the_agent() -> None:
     loop, ends = asyncio.get_running_loop(), asyncio.Event()
     futures: list[Future[bool]] = []
 

@@ -104,7 +104,7 @@ def test_the_loop_stands_still_in_every_order_tried(load_script: LoadScript) -> 
 
 
 @pytest.mark.usefixtures("switch_intervals")
-def test_a_lock_without_an_await_stops_nobody_in_every_order_tried(
+def test_lock_without_an_await_stops_nobody(
     load_script: LoadScript,
 ) -> None:
     module = load_script("fixed_lock_across_await.py")
@@ -256,7 +256,7 @@ async def takes(lock: asyncio.Lock) -> None:
         await asyncio.sleep(0)
 
 
-def test_a_lock_says_that_its_loop_is_another_one_only_when_someone_waits() -> None:
+def test_asyncio_lock_notices_another_loop_only_when_waiting() -> None:
     lock = asyncio.Lock()
     asyncio.run(takes(lock))  # taken at once: it belongs to no loop yet
     asyncio.run(waits_for(lock))  # now it belongs to this one

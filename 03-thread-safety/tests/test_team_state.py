@@ -95,7 +95,7 @@ def test_32_threads_leave_the_record_whole(
         assert [a for a, _ in record.findings] == [a for a, _ in record.checks]
 
 
-def test_a_holder_that_fails_leaves_half_a_record_under_a_lock(
+def test_failing_holder_leaves_half_a_record_under_a_lock(
     load_script: LoadScript,
 ) -> None:
     """A lock is given back by `with`; what was half written stays half written."""
@@ -114,7 +114,7 @@ def test_a_holder_that_fails_leaves_half_a_record_under_a_lock(
     assert team.look().status == "torn"
 
 
-def test_a_holder_that_fails_leaves_the_last_whole_record_when_it_is_frozen(
+def test_failing_holder_leaves_a_whole_frozen_record(
     load_script: LoadScript,
 ) -> None:
     module = load_script("fixed_team_state_immutable.py")
@@ -126,7 +126,7 @@ def test_a_holder_that_fails_leaves_the_last_whole_record_when_it_is_frozen(
     assert team.look().status == "whole"
 
 
-def test_an_owner_that_fails_leaves_the_last_whole_record_and_serves_nobody(
+def test_failing_owner_leaves_a_whole_record(
     load_script: LoadScript,
 ) -> None:
     module = load_script("fixed_team_state_queue.py")
@@ -198,7 +198,7 @@ def test_benchmark_compares_the_designs(
 
 
 @pytest.mark.usefixtures("switch_intervals")
-def test_a_dashboard_that_waits_for_news_sees_only_whole_records(
+def test_dashboard_that_waits_sees_only_whole_records(
     load_script: LoadScript, repeats: int
 ) -> None:
     module = load_script("solutions/team_state_with_a_condition.py")

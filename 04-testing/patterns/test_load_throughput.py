@@ -81,7 +81,7 @@ def test_there_are_never_more_requests_in_flight_than_slots(
         assert one.stats.connections_opened <= SLOTS
 
 
-def test_all_agents_ask_at_once_and_wait_for_a_slot(
+def test_all_agents_wait_for_slots_at_once(
     measured: dict[int, Measured],
 ) -> None:
     for agents, one in measured.items():
@@ -89,7 +89,7 @@ def test_all_agents_ask_at_once_and_wait_for_a_slot(
     assert measured[10].stats.largest_in_flight > 1
 
 
-def test_an_agent_that_waits_costs_less_memory_than_one_that_asks(
+def test_waiting_agent_costs_less_memory_than_an_asking_one(
     measured: dict[int, Measured],
 ) -> None:
     asking = (measured[10].memory - measured[1].memory) / 9

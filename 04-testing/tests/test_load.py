@@ -29,7 +29,7 @@ def test_without_an_answer_there_is_no_percentile() -> None:
     assert math.isnan(Load(1, 5, 5, 1.0, ()).percentile(0.5))
 
 
-async def test_all_agents_ask_at_once_and_each_its_calls_in_a_row() -> None:
+async def test_agents_ask_at_once_and_in_turn() -> None:
     asked: list[str] = []
 
     async def ask(question: str) -> str:
@@ -62,7 +62,7 @@ async def test_refusals_are_counted_and_other_failures_are_raised() -> None:
         await put_load(breaks, agents=1, calls=1)
 
 
-async def test_the_peak_of_memory_is_that_of_all_who_ask_at_the_same_time() -> None:
+async def test_peak_memory_counts_all_agents_together() -> None:
     async def needs_a_megabyte(question: str) -> str:
         answer = "x" * 1_000_000
         await asyncio.sleep(0)

@@ -100,7 +100,7 @@ def test_a_wrong_key_is_one_line(script: RunScript) -> None:
     fails(ran, "401", "OPENAI_API_KEY")
 
 
-def test_a_key_that_cannot_be_one_is_one_line_without_it(play_real: RunScript) -> None:
+def test_impossible_key_is_one_line_without_it(play_real: RunScript) -> None:
     ran = play_real(SCRIPTS[0], "http://127.0.0.1/v1", OPENAI_API_KEY=f"{KEY}\n{KEY}")
     fails(ran, "OPENAI_API_KEY")
 
@@ -116,7 +116,7 @@ def test_a_refused_connection_is_one_line(play_real: RunScript) -> None:
     "url",
     ["localhost:8000", "ftp://here/v1", "http://", "http://x:99999/v1", "nonsense"],
 )
-def test_a_base_url_that_is_no_url_is_one_line(url: str, play_real: RunScript) -> None:
+def test_base_url_that_is_no_url_is_one_line(url: str, play_real: RunScript) -> None:
     fails(play_real(SCRIPTS[0], url), f"OPENAI_BASE_URL='{url}' is not a URL")
 
 
@@ -130,7 +130,7 @@ def test_an_unknown_model_is_one_line(play_real: RunScript) -> None:
     fails(ran, "404", DEFAULT_MODEL, "OPENAI_MODEL")
 
 
-def test_a_path_that_is_not_the_api_is_one_line(
+def test_wrong_path_is_one_line(
     play_real: RunScript, model_server: LocalServer
 ) -> None:
     fails(play_real(SCRIPTS[0], model_server.base_url.removesuffix("/v1")), "404")

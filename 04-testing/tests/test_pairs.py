@@ -7,25 +7,13 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import openai
 import pytest
 
-from racelab import Ask, LocalServer, Timeline
+from racelab import Ask, Timeline
 from racelab.explore import cancel_everywhere, clock, replay
-from racelab.pytest.run_scripts import LoadScript, Reader, RunScript
+from racelab.pytest.run_scripts import LoadScript, Reader
 
 # sleep_test
-
-
-async def test_the_sleeping_test_fails_right_code_when_an_answer_is_slow(
-    load_script: LoadScript,
-) -> None:
-    module = load_script("broken_sleep_test.py")
-    passed = [await module.a_finding_is_saved(module.model(n)) for n in range(50)]
-    slow = [module.fraction_of(0, "slow", n) < 1 / 8 for n in range(50)]
-    assert passed == [not is_slow for is_slow in slow]
-    assert True in passed
-    assert False in passed
 
 
 def test_the_waiting_test_fails_code_that_saves_nothing(
@@ -44,7 +32,7 @@ def test_the_waiting_test_fails_code_that_saves_nothing(
 # stress_test
 
 
-def test_the_order_that_the_explorer_found_fails_in_every_run(
+def test_replayed_order_fails_in_every_run(
     load_script: LoadScript, repeats: int
 ) -> None:
     module = load_script("solutions/stress_test_replayed.py")
@@ -53,14 +41,14 @@ def test_the_order_that_the_explorer_found_fails_in_every_run(
         assert report.kind == "invariant"
 
 
-def test_the_explorer_still_finds_the_order_that_the_solution_replays(
+def test_explorer_still_finds_the_order_to_replay(
     load_script: LoadScript, chapter: Path, reader: Reader
 ) -> None:
     schedule = load_script("solutions/stress_test_replayed.py").SCHEDULE
     assert schedule in reader.output(chapter / "fixed_stress_test.py")
 
 
-def test_the_code_under_stress_is_right_when_nobody_comes_and_goes(
+def test_code_under_stress_is_right_one_at_a_time(
     load_script: LoadScript,
 ) -> None:
     module = load_script("fixed_stress_test.py")
@@ -72,9 +60,7 @@ def test_the_code_under_stress_is_right_when_nobody_comes_and_goes(
 
 
 @pytest.mark.parametrize("name", ["broken_slot_leak.py", "fixed_slot_leak.py"])
-def test_the_slot_is_lost_at_the_first_of_three_awaits(
-    name: str, load_script: LoadScript
-) -> None:
+def test_slot_is_lost_at_the_first_await(name: str, load_script: LoadScript) -> None:
     module = load_script(name)
     left = []
     for seconds in (0.5, 1.5, 2.5):
@@ -113,21 +99,3 @@ def test_cancelling_everywhere_passes_code_that_gives_its_slot_back(
     )
     assert report.holds, report
     assert report.exhausted
-
-
-# mock_only
-
-
-def test_the_sdk_tries_each_call_three_times(model_server: LocalServer) -> None:
-    client = openai.AsyncOpenAI(base_url=model_server.base_url, api_key="any")
-    assert 1 + client.max_retries == 3
-
-
-def test_every_order_says_what_it_has_counted(
-    run_inprocess: RunScript, load_script: LoadScript
-) -> None:
-    ran = run_inprocess("every_order.py", PAIRS=load_script("every_order.py").PAIRS[:3])
-    assert (ran.status, ran.word) == (0, "RESULT"), ran
-    held, played, fixed_held, fixed_played = ran.numbers
-    assert held == 0 < played
-    assert fixed_held == fixed_played > 0

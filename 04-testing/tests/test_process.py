@@ -73,7 +73,7 @@ def test_it_is_gone_after_an_exception() -> None:
         assert is_gone(url)
 
 
-def test_it_is_gone_when_its_parent_exits_without_cleaning_up() -> None:
+def test_it_is_gone_when_its_parent_exits_uncleanly() -> None:
     with parent("import os; os._exit(3)") as (process, url):
         process.wait(END_TIMEOUT)
         assert is_gone(url)
@@ -105,7 +105,7 @@ def test_it_is_gone_after_ctrl_c_to_both() -> None:
 
 
 @unix_only
-def test_ctrl_c_in_a_script_is_one_line_and_130(tmp_path: Path) -> None:
+def test_ctrl_c_is_one_line_and_status_130(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import asyncio\n"

@@ -76,7 +76,7 @@ def test_measured_numbers_do_not_count_but_others_do() -> None:
     assert masked("kept 1 of 5") != masked("kept 2 of 5")
 
 
-def test_rows_of_a_timeline_may_change_places_between_agents_only() -> None:
+def test_timeline_rows_of_different_agents_may_swap() -> None:
     head = "   ms  a     b\n"
     before = masked(head + "    0  one\n    1        two\n    9  three\nOK: all\n")
     assert (

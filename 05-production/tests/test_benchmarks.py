@@ -84,7 +84,7 @@ def test_the_bound_waits_for_the_last_call_that_hangs(load_script: LoadScript) -
     assert module.bound(size, settings) == pytest.approx(ends)
 
 
-def test_in_the_bound_a_503_waits_as_long_as_it_is_told(
+def test_bound_waits_for_a_503_as_told(
     load_script: LoadScript,
 ) -> None:
     module, size, settings = bound_of(load_script, Fault("503", calls=(40, 41)))
@@ -92,7 +92,7 @@ def test_in_the_bound_a_503_waits_as_long_as_it_is_told(
     assert module.bound(size, settings) == pytest.approx(ends)
 
 
-def test_in_the_bound_what_has_failed_early_costs_one_request(
+def test_bound_counts_an_early_failure_once(
     load_script: LoadScript,
 ) -> None:
     module, size, settings = bound_of(load_script, Fault("500", calls=(1, 2, 3)))
@@ -105,7 +105,7 @@ def bound_of(load: LoadScript, *faults: Fault) -> tuple[ModuleType, object, Sett
     return module, size, replace(module.settings_of(size, 0), faults=faults)
 
 
-def test_queued_questions_take_memory_with_gather_and_none_with_agents(
+def test_queued_questions_take_no_memory_with_agents(
     run_inprocess: RunScript, load_script: LoadScript
 ) -> None:
     module = load_script(MEMORY)
@@ -121,7 +121,7 @@ def test_queued_questions_take_memory_with_gather_and_none_with_agents(
     assert ran.last_line.startswith("RESULT: 40 questions take ")
 
 
-def test_a_lost_question_is_an_error_of_the_memory_benchmark(
+def test_memory_benchmark_raises_if_a_question_is_lost(
     load_script: LoadScript,
 ) -> None:
     async def answers_none(number: int) -> int:
@@ -200,7 +200,7 @@ def test_children_are_gone_when_something_fails() -> None:
     assert child.process.returncode is not None
 
 
-def test_what_was_delivered_more_often_than_asked_was_paid_again() -> None:
+def test_answer_delivered_twice_was_paid_again() -> None:
     cost = baselines.Cost(answered=3, seconds=1, cpu=0, memory=0)
     stats = Stats(answers={"a": 3, "b": 1, "c": 1}, refused={"429": 4, "503": 1})
     seen = baselines.Seen(4, cost, stats)
@@ -223,7 +223,7 @@ def test_a_wrong_command_line_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
         baselines.wants_full("")
 
 
-def test_the_texts_are_very_different_and_the_same_on_every_run(
+def test_texts_differ_and_are_the_same_every_run(
     load_script: LoadScript,
 ) -> None:
     module = load_script(RATE)

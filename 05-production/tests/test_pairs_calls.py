@@ -82,7 +82,7 @@ def refusals(module: ModuleType, latency: float) -> int:
     return account.refused
 
 
-def test_a_semaphore_keeps_to_the_limit_only_while_answers_are_slow(
+def test_semaphore_keeps_the_limit_only_with_slow_answers(
     load_script: LoadScript,
 ) -> None:
     module = load_script("broken_semaphore_is_not_a_rate.py")
@@ -93,7 +93,7 @@ def test_a_semaphore_keeps_to_the_limit_only_while_answers_are_slow(
 @pytest.mark.parametrize(
     "name", ["fixed_semaphore_is_not_a_rate.py", "solutions/rate_by_hand.py"]
 )
-def test_a_pace_keeps_to_the_limit_whatever_the_answers_take(
+def test_pace_keeps_the_limit_at_any_latency(
     name: str, load_script: LoadScript, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = load_script(name)
@@ -102,7 +102,7 @@ def test_a_pace_keeps_to_the_limit_whatever_the_answers_take(
         assert refusals(module, latency) == 0
 
 
-def test_the_same_rate_with_a_large_bucket_sends_all_at_once(
+def test_large_bucket_sends_all_at_once(
     load_script: LoadScript, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tempting worse fix: `AsyncLimiter(RPM, 60)`."""
@@ -112,7 +112,7 @@ def test_the_same_rate_with_a_large_bucket_sends_all_at_once(
 
 
 @pytest.mark.parametrize(("pace_first", "refused"), [(True, 4), (False, 0)])
-def test_a_pace_before_the_wait_for_a_slot_paces_nothing(
+def test_pace_outside_the_slot_paces_nothing(
     pace_first: bool, refused: int, load_script: LoadScript
 ) -> None:
     """All are let out of the bucket in time, wait for a slot, and then go together."""
@@ -146,7 +146,7 @@ def crowd(module: ModuleType, seed: int) -> int:
     return int(module.largest_crowd(after))
 
 
-def test_who_waits_as_told_comes_back_with_all_the_others(
+def test_without_jitter_all_agents_return_at_once(
     load_script: LoadScript,
 ) -> None:
     module = load_script("broken_retry_herd.py")
@@ -159,7 +159,7 @@ def test_with_jitter_no_seed_makes_a_crowd(load_script: LoadScript) -> None:
 
 
 @pytest.mark.parametrize(("fault", "different"), [("429", False), ("500", True)])
-async def test_the_sdk_adds_jitter_only_where_the_server_names_no_time(
+async def test_sdk_adds_no_jitter_to_a_named_time(
     fault: str,
     different: bool,
     model_server: LocalServer,
