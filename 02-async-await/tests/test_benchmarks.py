@@ -30,7 +30,7 @@ def test_every_way_makes_the_same_calls(
     ("way", "most"),
     [("one at a time", 1), ("threads", 3), ("asyncio", 3), ("unbounded", 12)],
 )
-async def test_no_more_calls_are_in_flight_than_the_way_says(
+async def test_calls_in_flight_of_each_way(
     way: str, most: int, load_script: LoadScript, model_server: LocalServer
 ) -> None:
     module = load_script(SYNC)
@@ -55,7 +55,7 @@ def test_the_ideal_is_calls_by_in_flight_times_latency(load_script: LoadScript) 
     assert module.speed("asyncio", 1, latency).endswith(" 100%")  # not half a latency
 
 
-async def test_all_clients_ask_the_same_and_get_the_same_answer(
+async def test_all_clients_get_the_same_answer(
     load_script: LoadScript, model_server: LocalServer
 ) -> None:
     async with load_script(TRANSPORTS).open_clients(model_server) as clients:
@@ -77,7 +77,7 @@ def test_a_wave_is_in_flight_together(
     assert 1 < stats.largest_in_flight <= 3
 
 
-async def test_the_cost_of_a_call_is_its_share_of_the_wave(
+async def test_cost_of_a_call_is_its_share(
     load_script: LoadScript,
 ) -> None:
     module, ticks = load_script(TRANSPORTS), {"perf_counter": 6, "process_time": 3}

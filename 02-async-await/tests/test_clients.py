@@ -10,7 +10,7 @@ from openai import AsyncOpenAI, Timeout
 
 from racelab import Ask, LocalServer
 from racelab.fakes import CountedAsk, fake_ask
-from racelab.pytest.run_scripts import LoadScript, RunScript
+from racelab.pytest.run_scripts import LoadScript
 
 
 @pytest.fixture
@@ -41,32 +41,8 @@ def opened(server: LocalServer) -> int:
     return server.stats().connections_opened
 
 
-@pytest.mark.parametrize(
-    ("script", "together"),
-    [
-        ("broken_blocking_client.py", False),
-        ("fixed_blocking_client.py", True),
-        ("fixed_blocking_client_to_thread.py", True),
-    ],
-)
-def test_the_sync_client_never_has_two_calls_in_flight_the_fixes_have(
-    script: str, together: bool, run_inprocess: RunScript, session_server: LocalServer
-) -> None:
-    run_inprocess(script, speed=3.0)
-    assert (session_server.stats().largest_in_flight > 1) == together
-
-
 @leaves_sockets_open
-def test_a_client_per_call_opens_a_connection_per_call(
-    run_inprocess: RunScript,
-) -> None:
-    assert run_inprocess("broken_client_per_call.py").numbers == (20, 4)
-    opened, at_once = run_inprocess("fixed_client_per_call.py").numbers
-    assert 1 <= opened <= at_once == 4
-
-
-@leaves_sockets_open
-def test_a_client_per_call_that_is_closed_still_opens_a_connection_per_call(
+def test_closed_client_per_call_still_connects_per_call(
     model_server: LocalServer,
 ) -> None:
     """The tempting worse fix: with `async with` nothing leaks, and nothing is saved."""
@@ -83,7 +59,7 @@ def test_a_client_per_call_that_is_closed_still_opens_a_connection_per_call(
 @leaves_sockets_open
 @pytest.mark.skipif(sys.platform == "win32", reason="its loop fails before it sends")
 @pytest.mark.parametrize("max_retries", [0, 2])
-def test_a_client_from_a_closed_loop_loses_every_second_answer(
+def test_client_from_a_closed_loop_loses_every_second_answer(
     max_retries: int, load_script: LoadScript, model_server: LocalServer
 ) -> None:
     """Also with the SDK's retries, which are for errors of the transport only."""
@@ -96,7 +72,7 @@ def test_a_client_from_a_closed_loop_loses_every_second_answer(
     assert model_server.stats().received == 5  # the lost ones were sent, too
 
 
-def test_one_loop_for_all_runs_gets_every_answer_on_one_connection(
+def test_one_loop_gets_every_answer_on_one_connection(
     load_script: LoadScript, model_server: LocalServer
 ) -> None:
     module = load_script("fixed_closed_loop.py")
@@ -105,15 +81,7 @@ def test_one_loop_for_all_runs_gets_every_answer_on_one_connection(
     assert opened(model_server) == 1
 
 
-def test_an_unbounded_fanout_says_timeout_for_calls_that_were_never_sent(
-    run_inprocess: RunScript,
-) -> None:
-    ran = run_inprocess("broken_unbounded_fanout.py", speed=1.0)
-    assert ran.numbers == (10, 40)
-    assert "Request timed out. (PoolTimeout)     30" in ran.out
-
-
-def test_a_plain_timeout_is_also_the_wait_for_a_connection() -> None:
+def test_plain_timeout_also_limits_the_wait_for_connections() -> None:
     assert Timeout(20).pool == 20
     assert AsyncOpenAI(api_key="none").timeout == Timeout(600, connect=5)
 
