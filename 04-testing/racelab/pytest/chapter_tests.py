@@ -77,7 +77,7 @@ class ChapterTests:
         return pytest.param(found, id=found.stem, marks=marks)
 
     def check(self, script: Path, ran: Ran, same_numbers: bool = True) -> None:
-        """The verdict of a script, its exit status, and the numbers in it."""
+        """Check the verdict of a script, its exit status, and the numbers in it."""
         assert ran.status == int(script.stem.startswith("broken_")), ran
         assert ran.word == WORDS[ran.status], ran
         if not same_numbers:
@@ -89,6 +89,11 @@ class ChapterTests:
         assert len(ran.numbers) >= len(wanted), ran
         for number, allowed in zip(ran.numbers, wanted, strict=False):
             assert number in (allowed if isinstance(allowed, range) else [allowed]), ran
+
+    def test_tables_name_scripts_of_this_chapter(self, chapter: Path) -> None:
+        scripts = [*pairs(chapter), *chapter.glob("solutions/*.py")]
+        named = {name for table in vars(self.chapter).values() for name in table}
+        assert named <= {script.stem for script in scripts}
 
     def test_reader_sees_the_verdict(
         self, readers_script: Path, reader: Reader, pytestconfig: pytest.Config
