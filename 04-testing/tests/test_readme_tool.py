@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from racelab.pytest.readme_check import blocks_of, diff, masked, refreshed, source
+from racelab.pytest.readme_check import (
+    diff,
+    masked,
+    refreshed,
+    source,
+    stale_blocks,
+)
 
 SCRIPT = (
     '"""A docstring."""\n\n\ndef main() -> None:\n    print("kept {}")\n\n\nmain()\n'
@@ -34,8 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def stale(folder: Path) -> list[str]:
-    blocks = blocks_of(folder / "README.md")
-    return [str(block) for block in blocks if not block.is_fresh()]
+    return [str(block) for block in stale_blocks(folder / "README.md")]
 
 
 def test_blocks_are_made_from_the_scripts(folder: Path) -> None:

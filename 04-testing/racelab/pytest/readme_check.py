@@ -77,6 +77,11 @@ def blocks_of(readme: Path) -> list[Block]:
     ]
 
 
+def stale_blocks(readme: Path) -> list[Block]:
+    """Return the blocks that no longer say what the scripts say."""
+    return [block for block in blocks_of(readme) if not block.is_fresh()]
+
+
 def _block(readme: Path, found: re.Match[str]) -> Block:
     kind, words = found["kind"], tuple(found["words"].split())
     head = f"<!-- {kind}: {found['words']} -->\n{found['fence']}"
@@ -158,8 +163,7 @@ def main() -> int:
         if arguments.write:
             readme.write_text(refreshed(readme), encoding="utf-8", newline="\n")
         else:
-            blocks = blocks_of(readme)
-            stale += [f"{readme}: {block}" for block in blocks if not block.is_fresh()]
+            stale += [f"{readme}: {block}" for block in stale_blocks(readme)]
     print("\n".join(stale) or "all blocks are up to date")
     return 1 if stale else 0
 
