@@ -104,6 +104,7 @@ class ChapterTests:
         for _ in range(pytestconfig.getoption("--script-runs")):
             ran = reader.run(readers_script)
             self.check(readers_script, ran)
+            assert len(ran.out.splitlines()) > 1  # a timeline or a table goes before
             assert "Traceback" not in ran.err
             assert ran.err == err if more is None else more in ran.err
 
