@@ -1,7 +1,7 @@
 """
 Four calls in flight are more than three times as fast as one, threads or asyncio.
 
-Run:   python benchmark_sync_vs_async.py  (with --chart FILE.svg also as a picture)
+Run:   python benchmark_sync_vs_async.py
 Next:  python benchmark_transports.py
 """
 
@@ -12,13 +12,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 from openai import AsyncOpenAI, OpenAI
 
 from racelab import LocalServer, local_server, result, start, table
-from racelab.pytest.chart import Chart, chart_file
 
 IN_FLIGHT = 4  # at most, in "threads" and in "asyncio"
 LATENCY = 0.03  # seconds: each answer takes exactly this long at the server
@@ -96,9 +94,9 @@ def speed(way: str, calls: int, seconds: float) -> str:
     return f"{calls / seconds:.0f} calls/s {ideal / seconds:4.0%}"
 
 
-async def main(file: Path | None = None) -> int:
+async def main() -> int:
     print("measuring, about 15 s", file=sys.stderr)
-    rows, bars = [], {}
+    rows = []
     with local_server(latency=LATENCY, spread=0) as server:
         async with open_ways(server) as ways:
             for way in ways.values():
@@ -106,13 +104,11 @@ async def main(file: Path | None = None) -> int:
             for calls in REPEATS:
                 costs = await compare(ways, calls)
                 rows.append((calls, *(speed(w, calls, costs[w][0]) for w in ways)))
-                bars[f"calls: {calls}"] = {w: calls / costs[w][0] for w in ways}
     busy = (f"{cpu / seconds:.0%}" for seconds, cpu in costs.values())
     print(table(("calls", *ways), *rows, (f"CPU busy at {calls}", *busy)))
-    Chart("Calls per second", "calls/s", bars).show(file)
     gain = costs["one at a time"][0] / costs["asyncio"][0]
     return result(f"{calls} calls, {IN_FLIGHT} in flight: {gain:.1f}x one at a time")
 
 
 if __name__ == "__main__":
-    start(lambda: main(chart_file(__doc__)))
+    start(main)

@@ -1,7 +1,7 @@
 """
 100 calls at once cost the SDK half the CPU on aiohttp; one at a time, nobody notices.
 
-Run:   python benchmark_transports.py  (with --chart FILE.svg also as a picture)
+Run:   python benchmark_transports.py
 Next:  ../03-thread-safety/README.md
 Real:  https://github.com/openai/openai-python/issues/1596
 """
@@ -13,14 +13,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import aiohttp
 from openai import AsyncOpenAI, DefaultAioHttpClient
 
 from racelab import LocalServer, local_server, result, start, table
-from racelab.pytest.chart import Chart, chart_file
 
 LATENCY = 0.05  # seconds: each answer takes exactly this long at the server
 WAVES = {1: 5, 10: 5, 100: 7, 500: 1}  # in flight: how often so many start together
@@ -100,20 +98,15 @@ def row(in_flight: int, name: str, costs: dict[str, Cost]) -> tuple[object, ...]
     return in_flight, name, *numbers, f"{1 / seconds:.0f} calls/s", f"{compared:.1f}x"
 
 
-async def main(file: Path | None = None) -> int:
+async def main() -> int:
     print("measuring, about 15 s", file=sys.stderr)
     costs = await measure_all()
     head = ("in flight", "client", "CPU per call", "CPU busy", "speed", "to the SDK")
     print(table(head, *(row(n, name, costs[n]) for n in costs for name in costs[n])))
-    bars = {
-        f"in flight: {n}": {name: cpu * 1000 for name, (_, cpu) in costs[n].items()}
-        for n in costs
-    }
-    Chart("CPU of the client per call", "ms", bars).show(file)
     share = costs[DECISIVE]["SDK on aiohttp"][1] / costs[DECISIVE]["SDK"][1]
     says = f"at {DECISIVE} in flight the SDK takes {share:.2f}x the CPU on aiohttp"
     return result(says)
 
 
 if __name__ == "__main__":
-    start(lambda: main(chart_file(__doc__)))
+    start(main)

@@ -1,7 +1,7 @@
 """
 While agents wait for models, a lock, frozen values and a queue cost next to nothing.
 
-Run:   python benchmark_team_state.py  (with --chart FILE.svg also as a picture)
+Run:   python benchmark_team_state.py
 Next:  python broken_counter.py
 """
 
@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import median
 from threading import Barrier, Thread
 from types import ModuleType
@@ -22,7 +21,6 @@ import fixed_team_state_lock
 import fixed_team_state_queue
 
 from racelab import result, start, table
-from racelab.pytest.chart import Chart, chart_file
 
 THREADS = (1, 2, 4, 8, 16, 32)
 DESIGNS = {
@@ -100,7 +98,7 @@ def compare(contention: str, threads: int) -> dict[str, float]:
     return {name: median(values) for name, values in ratios.items()}
 
 
-def main(file: Path | None = None) -> int:
+def main() -> int:
     print("measuring, about 8 s", file=sys.stderr)
     ways, rows = list(DESIGNS), []
     measured: dict[str, dict[int, dict[str, float]]] = {}
@@ -111,11 +109,6 @@ def main(file: Path | None = None) -> int:
         rows.append((n, *cells))
     heads = [f"{kind}: {way}" for kind in UPDATES for way in ways]
     print(table(("threads", *heads), *rows))
-    Chart(
-        f"{THREADS[-1]} threads, updates per second against one thread",
-        "x",
-        {f"{kind} contention": measured[kind][THREADS[-1]] for kind in UPDATES},
-    ).show(file)
     low = measured["low"][THREADS[-1]]
     high = [ratio for ratios in measured["high"].values() for ratio in ratios.values()]
     return result(
@@ -125,4 +118,4 @@ def main(file: Path | None = None) -> int:
 
 
 if __name__ == "__main__":
-    start(lambda: main(chart_file(__doc__)))
+    start(main)

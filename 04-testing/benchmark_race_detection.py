@@ -1,7 +1,7 @@
 """
 A search of every order finds all eight planted bugs; 1,000 stress runs do not.
 
-Run:   python benchmark_race_detection.py  (with --chart FILE.svg also as a picture)
+Run:   python benchmark_race_detection.py
 Next:  README.md
 
 The bugs, their fixes and the finders are in planted_bugs/. Where frontrun
@@ -12,13 +12,11 @@ for threads start this with `frontrun python ...`.
 import sys
 import time
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from planted_bugs import finders
 from planted_bugs.bugs import BUGS
 from racelab import result, start, table
-from racelab.pytest.chart import Chart, chart_file
 
 RUNS, CHECKS = 1_000, 200  # orders drawn at random: of the broken, of the fixed side
 
@@ -74,13 +72,12 @@ def prove() -> None:
     print(f"\n{table(*rows)}\n")
 
 
-def main(file: Path | None = None) -> int:
+def main() -> int:
     print("measuring, about 10 s", file=sys.stderr)
     for bug in BUGS:
         finders.FINDERS["every order"](bug, "fixed", RUNS)  # warm up
     found, alarms = hunt(installed())
     prove()
-    Chart(f"Bugs found, of {len(BUGS)}", "bugs", {"found by": found}).show(file)
     finds = [f"{found[name]} of {len(BUGS)}" for name in ("every order", "stress")]
     return result(
         f"every order finds {finds[0]} bugs, {RUNS:,} stress runs {finds[1]}, "
@@ -89,4 +86,4 @@ def main(file: Path | None = None) -> int:
 
 
 if __name__ == "__main__":
-    start(lambda: main(chart_file(__doc__)))
+    start(main)

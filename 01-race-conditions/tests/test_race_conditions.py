@@ -1,167 +1,14 @@
-"""Each pair both ways with the same check: broken fails it, fixed holds.
-
-Three times over: as a reader runs it, twenty times on one real server, and in-process
-with a fake model for many orders of the answers.
-"""
+"""What the shared tests of the pairs and `04-testing/every_order.py` do not see."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
-from racelab import Ask, Message, Refused, Timeline
-from racelab.fakes import fake_ask
-from racelab.pytest.plugin import LoadScript, RunScript, Stale
-
-HERE = Path(__file__).parents[1]
-PAIRS = (
-    "agents",
-    "double_spend",
-    "duplicate_work",
-    "shared_agent",
-    "shared_history",
-    "wrong_owner",
-)
-ORDERS = range(50)  # seeds of the fake model
-
-
-@pytest.mark.parametrize("pair", PAIRS)
-def test_a_reader_sees_the_race_lose_and_the_fix_hold(
-    pair: str, script: RunScript, pytestconfig: pytest.Config
-) -> None:
-    for _ in range(pytestconfig.getoption("--script-runs")):
-        broken, fixed = script(f"broken_{pair}.py"), script(f"fixed_{pair}.py")
-        assert (broken.status, broken.word) == (1, "BROKEN"), broken
-        assert (fixed.status, fixed.word) == (0, "OK"), fixed
-        assert broken.numbers[0] != broken.numbers[1]
-        assert fixed.numbers[0] == fixed.numbers[1]
-        assert broken.err == fixed.err == "model: local server, no key needed\n"
-
-
-@pytest.mark.parametrize("pair", PAIRS)
-def test_twenty_runs_of_twenty_on_a_real_server(
-    pair: str, run_inprocess: RunScript
-) -> None:
-    assert [run_inprocess(f"broken_{pair}.py").status for _ in range(20)] == [1] * 20
-    assert [run_inprocess(f"fixed_{pair}.py").status for _ in range(20)] == [0] * 20
-
-
-def test_the_server_bills_what_the_scripts_say(
-    run_inprocess: RunScript, session_server: Any
-) -> None:
-    assert run_inprocess("broken_double_spend.py").numbers == (6, 2)
-    assert session_server.stats().answered == 6
-    assert run_inprocess("fixed_double_spend.py").numbers == (2, 2)
-    assert session_server.stats().answered == 2
-
-
-Check = Callable[[ModuleType, int], bool]
-
-
-def run(module: ModuleType, *columns: str, seed: int) -> Any:
-    return asyncio.run(module.run(fake_ask(seed), Timeline(*columns)))
-
-
-def every_finding_is_kept(module: ModuleType, seed: int) -> bool:
-    return len(run(module, *module.AGENTS, seed=seed)) == len(module.AGENTS)
-
-
-def the_budget_is_kept(module: ModuleType, seed: int) -> bool:
-    answers = run(module, *module.AGENTS, seed=seed)
-    paid = len(answers) - answers.count(None)
-    return bool(paid == module.BUDGET // module.PRICE)
-
-
-def each_task_is_done_once(module: ModuleType, seed: int) -> bool:
-    done = run(module, *module.WORKERS, seed=seed)
-    return bool(done == dict.fromkeys(module.TASKS, 1))
-
-
-def each_answer_fits(module: ModuleType, seed: int) -> bool:
-    answers = run(module, *module.CITIES, seed=seed)
-    return all(city in answers[city] for city in module.CITIES)
-
-
-def each_vote_is_under_its_name(module: ModuleType, seed: int) -> bool:
-    filed = run(module, *module.PANEL, seed=seed)
-    return all(agent in filed[agent].lower() for agent in module.PANEL)
-
-
-def each_run_gets_an_answer(module: ModuleType, seed: int) -> bool:
-    timeline = Timeline(*module.CITIES)
-    answers, history = asyncio.run(module.run(strict_chat(seed), timeline))
-    return None not in answers and first_unanswered(history) is None
-
-
-def strict_chat(seed: int) -> Callable[..., Any]:
-    """A fake chat that refuses, as the API does, tool calls that are not answered."""
-    ask = fake_ask(seed)
-    calls = 0
-
-    async def chat(messages: list[Message], **options: Any) -> Message:
-        nonlocal calls
-        messages = list(messages)  # what is sent now: the list may grow meanwhile
-        if first_unanswered(messages):
-            raise Refused("tool calls must be followed by tool messages", 400)
-        answer = await ask(str(messages[-1]["content"]))
-        if options.get("tool_choice") != "required":
-            return {"role": "assistant", "content": answer}
-        calls += 1
-        call = {"name": "weather", "arguments": "{}"}
-        tool_call = {"id": f"call_{calls}", "type": "function", "function": call}
-        return {"role": "assistant", "tool_calls": [tool_call]}
-
-    return chat
-
-
-def first_unanswered(messages: list[Message]) -> str | None:
-    """The id of the first tool call that the next messages do not answer."""
-    for place, message in enumerate(messages):
-        calls = message.get("tool_calls", [])
-        results = messages[place + 1 : place + 1 + len(calls)]
-        answered = {result.get("tool_call_id") for result in results}
-        for call in calls:
-            if call["id"] not in answered:
-                return str(call["id"])
-    return None
-
-
-CHECKS: dict[str, Check] = {
-    "agents": every_finding_is_kept,
-    "double_spend": the_budget_is_kept,
-    "duplicate_work": each_task_is_done_once,
-    "shared_agent": each_answer_fits,
-    "shared_history": each_run_gets_an_answer,
-    "wrong_owner": each_vote_is_under_its_name,
-}
-
-
-@pytest.mark.parametrize("pair", PAIRS)
-def test_broken_fails_the_check_in_every_order_tried(
-    pair: str, load_script: LoadScript
-) -> None:
-    module = load_script(f"broken_{pair}.py")
-    assert not any(CHECKS[pair](module, seed) for seed in ORDERS)
-
-
-@pytest.mark.parametrize("pair", PAIRS)
-def test_fixed_holds_in_every_order_tried(pair: str, load_script: LoadScript) -> None:
-    module = load_script(f"fixed_{pair}.py")
-    assert all(CHECKS[pair](module, seed) for seed in ORDERS)
-
-
-def test_the_timeline_shows_that_all_read_before_anyone_writes(
-    load_script: LoadScript,
-) -> None:
-    module = load_script("broken_agents.py")
-    timeline = Timeline(*module.AGENTS)
-    asyncio.run(module.run(fake_ask(0), timeline))
-    assert {timeline.of(agent)[0] for agent in module.AGENTS} == {"read 0"}
-    assert {timeline.of(agent)[1] for agent in module.AGENTS} == {"wrote 1"}
+from racelab import Ask, LocalServer, Timeline
+from racelab.fakes import CountedAsk, fake_ask
+from racelab.pytest.run_scripts import LoadScript, RunScript
 
 
 async def test_a_failed_call_gives_its_reservation_back(
@@ -198,35 +45,29 @@ async def test_a_cancelled_call_gives_its_reservation_back(
     assert budget.left == module.BUDGET
 
 
-def test_agents_together_are_faster_unless_they_form_a_chain(
-    run_inprocess: RunScript,
+@pytest.mark.parametrize(
+    ("way", "most"), [("one_at_a_time", 1), ("together", 8), ("in_a_chain", 1)]
+)
+async def test_benchmark_keeps_agents_in_flight(
+    way: str, most: int, load_script: LoadScript
+) -> None:
+    module = load_script("benchmark_sequential_vs_parallel.py")
+    ask = CountedAsk(fake_ask(0))
+    await getattr(module, way)(8, ask)
+    assert (ask.calls, ask.most) == (8, most)
+
+
+def test_benchmark_measures_both_ways_and_the_chain(
+    run_inprocess: RunScript, session_server: LocalServer
 ) -> None:
     ran = run_inprocess(
-        "benchmark_sequential_vs_parallel.py", speed=1, TEAMS=(8,), REPEATS=1
+        "benchmark_sequential_vs_parallel.py", TEAMS=(1, 3), CHAIN=2, REPEATS=1
     )
-    assert (ran.status, ran.word) == (0, "RESULT"), ran
-    _, eight, chain, _ = ran.out.splitlines()
-    speed_up, in_a_chain = (float(row.split()[-2][:-1]) for row in (eight, chain))
-    assert speed_up > 2 > in_a_chain  # on any machine
-
-
-def test_the_readme_shows_what_the_scripts_print(stale: Stale) -> None:
-    assert stale(HERE / "README.md") == []
-
-
-SOLUTIONS = {
-    "agents_with_a_lock": "OK: kept 5 of 5 findings",
-    "wrong_owner_with_gather": "OK: 4 of 4 votes under the right name",
-    "one_agent_per_run": "OK: 3 of 3 answers fit their question",
-}
-
-
-@pytest.mark.parametrize("solution", SOLUTIONS)
-def test_a_solution_reaches_the_verdict_of_its_exercise(
-    solution: str, run_inprocess: RunScript
-) -> None:
-    assert run_inprocess(f"solutions/{solution}.py").last_line == SOLUTIONS[solution]
-    assert f"`{SOLUTIONS[solution]}`" in (HERE / "README.md").read_text("utf-8")
+    assert (ran.status, ran.word, ran.numbers[0]) == (0, "RESULT", 3), ran
+    rows = [line.split("  ")[0] for line in ran.out.splitlines()]
+    assert rows[:-1] == ["agents", "1", "3", "2 in a chain"]
+    assert session_server.stats().answered == 3 + 2 * (1 + 3 + 2)  # 3 to warm up
+    assert session_server.stats().largest_in_flight == 3
 
 
 @pytest.mark.parametrize(("kind", "right"), [("broken", False), ("fixed", True)])

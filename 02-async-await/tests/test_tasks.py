@@ -1,130 +1,22 @@
 """Tasks that outlive their run, vanish, cannot be stopped, or are left half way.
 
-Each pair both ways with the same check: as a reader runs it, several times on one real
-server, and, where the lesson needs no server, in-process with fakes that are exact.
+Each pair with the same check, with fakes where the lesson needs no server.
 """
 
 import asyncio
 import gc
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stdout
-from io import StringIO
 from types import ModuleType
-from typing import Any
 
 import httpx2
 import openai
 import pytest
 
-from racelab import LocalServer, Settings, Timeline
+from racelab import Timeline
 from racelab.fakes import fake_ask
-from racelab.process import reuse_server
-from racelab.pytest.plugin import LoadScript, RunScript
+from racelab.pytest.run_scripts import LoadScript
 
-FIXES = {
-    "orphans": ("orphans_all_or_nothing", "orphans_keep_partial"),
-    "fire_and_forget": ("fire_and_forget",),
-    "swallowed_cancel": ("swallowed_cancel",),
-    "half_stream": ("half_stream",),
-}
-NUMBERS = {  # in the last lines of a run that nothing disturbs
-    "broken_orphans.py": (0, 6),
-    "fixed_orphans_all_or_nothing.py": (0, 0),
-    "fixed_orphans_keep_partial.py": (6, 6),
-    "broken_fire_and_forget.py": (0, 3),
-    "fixed_fire_and_forget.py": (3, 3),
-    "broken_swallowed_cancel.py": (4, 6),
-    "fixed_swallowed_cancel.py": (0, 2),
-    "broken_half_stream.py": (23, 5),
-}
-SCRIPTS = [f"broken_{pair}.py" for pair in FIXES]
-SCRIPTS += [f"fixed_{fix}.py" for fixes in FIXES.values() for fix in fixes]
-RUNS = 5  # of each script here; `--script-runs 20` runs them as a reader does
 ORDERS = range(50)  # seeds of the fake model
-
-
-# A task that is collected may leave its connection behind: Python then warns, or not,
-# depending on which of the two it takes first. That belongs to the lesson.
-LEAVES_ITS_CONNECTION = pytest.mark.filterwarnings(
-    "ignore:unclosed <StreamWriter:ResourceWarning"
-)
-LOST = pytest.param("broken_fire_and_forget.py", marks=LEAVES_ITS_CONNECTION)
-PLAYED = [LOST if "broken_fire" in n else n for n in SCRIPTS if "swallowed" not in n]
-
-
-def status(name: str) -> int:
-    return 1 if name.startswith("broken_") else 0
-
-
-@pytest.mark.parametrize("pair", FIXES)
-def test_a_reader_sees_the_loss_and_the_fix_hold(
-    pair: str, script: RunScript, pytestconfig: pytest.Config
-) -> None:
-    names = [f"broken_{pair}.py", *(f"fixed_{fix}.py" for fix in FIXES[pair])]
-    with ThreadPoolExecutor() as at_once:
-        for _ in range(pytestconfig.getoption("--script-runs")):
-            for name, ran in zip(names, at_once.map(script, names), strict=True):
-                assert ran.status == status(name), ran
-                assert ran.word == ("BROKEN" if ran.status else "OK"), ran
-                assert ran.numbers == NUMBERS.get(name, ran.numbers), ran
-                assert "Traceback" not in ran.err
-
-
-@pytest.mark.parametrize("name", PLAYED)
-def test_every_run_on_a_real_server(name: str, run_inprocess: RunScript) -> None:
-    # What must be stopped in time keeps its full latency.
-    speed = 1 if name == "fixed_orphans_all_or_nothing.py" else 10
-    assert [run_inprocess(name, speed).status for _ in range(RUNS)] == [
-        status(name)
-    ] * RUNS
-
-
-@pytest.mark.parametrize("name", [n for n in SCRIPTS if "swallowed" in n])
-def test_every_run_with_a_shorter_deadline(
-    name: str, load_script: LoadScript, session_server: LocalServer
-) -> None:
-    module = load_script(name)
-    vars(module)["DEADLINE"] = 0.05
-    with reuse_server(session_server, 10), redirect_stdout(StringIO()):
-        ended = [asyncio.run(module.main()) for _ in range(RUNS)]
-    assert ended == [status(name)] * RUNS
-
-
-def test_every_stream_goes_on_without_a_reader(
-    load_script: LoadScript, model_server: LocalServer
-) -> None:
-    module = load_script("broken_half_stream.py")
-    for _ in range(RUNS):
-        stats = leave_a_stream(module, model_server, chunk_delay=0.003)
-        assert stats.chunks_sent == 28
-
-
-def leave_a_stream(module: ModuleType, server: LocalServer, chunk_delay: float) -> Any:
-    """The server's counts after one run, with chunks in a rhythm of our choice."""
-    server.reset(Settings(latency=0, chunk_delay=chunk_delay))
-
-    async def main() -> Any:
-        url, key = server.base_url, server.api_key
-        async with openai.AsyncOpenAI(base_url=url, api_key=key) as client:
-            return await module.run(client, server, Timeline("reader", "server"))
-
-    return asyncio.run(main())
-
-
-@pytest.mark.parametrize(
-    ("name", "answered", "abandoned"),
-    [("broken_half_stream.py", 1, 0), ("fixed_half_stream.py", 0, 1)],
-)
-def test_the_server_knows_if_its_reader_has_left(
-    name: str,
-    answered: int,
-    abandoned: int,
-    load_script: LoadScript,
-    model_server: LocalServer,
-) -> None:
-    stats = leave_a_stream(load_script(name), model_server, chunk_delay=0.03)
-    assert (stats.answered, stats.abandoned) == (answered, abandoned)
 
 
 def failing_ask(seed: int, answers: list[str]) -> Callable[[str], Awaitable[str]]:
@@ -189,17 +81,7 @@ def test_a_bug_is_never_taken_for_an_outcome(
     assert raised.group_contains(TypeError)
 
 
-@pytest.mark.parametrize("name", [LOST, "fixed_fire_and_forget.py"])
-def test_records_are_lost_or_kept_in_every_order_tried(
-    name: str, load_script: LoadScript
-) -> None:
-    module, records = load_script(name), 0 if status(name) else 3
-    for seed in ORDERS[:10]:  # a collection takes its time in a process this large
-        timeline = Timeline(*module.AGENTS, "log")
-        assert len(asyncio.run(module.run(fake_ask(seed), timeline))) == records
-
-
-async def test_a_task_that_sleeps_is_held_by_the_loop_one_that_waits_is_not() -> None:
+async def test_loop_holds_a_sleeping_task_only() -> None:
     async def waits() -> None:
         await asyncio.Event().wait()
 
@@ -213,55 +95,30 @@ async def test_a_task_that_sleeps_is_held_by_the_loop_one_that_waits_is_not() ->
     alive["sleeps"].cancel()
 
 
-class Hang:
-    """A fake model: its call number `hangs` never ends, and its `failures` fail."""
+class Fails:
+    """A fake model whose calls of these numbers fail."""
 
-    def __init__(self, hangs: int = 0, failures: tuple[int, ...] = ()) -> None:
-        self.calls = 0
-        self.hangs, self.failures = hangs, failures
+    def __init__(self, *failures: int) -> None:
+        self.calls, self.failures = 0, failures
 
     async def __call__(self, question: str) -> str:
         self.calls += 1
-        if self.calls == self.hangs:
-            await asyncio.Event().wait()
         if self.calls in self.failures:
             raise api_error()
         return f"On {question!r}: yes."
 
 
-@pytest.mark.parametrize(
-    ("name", "calls", "sees"),
-    [
-        ("broken_swallowed_cancel.py", 6, "sees no timeout"),
-        ("fixed_swallowed_cancel.py", 2, "sees the timeout"),
-    ],
-)
-def test_calls_when_the_deadline_is_over_at_once(
-    name: str, calls: int, sees: str, load_script: LoadScript
-) -> None:
-    module, ask = load_script(name), Hang(hangs=2)
-    vars(module)["DEADLINE"] = 0
-    timeline = Timeline("scout", "boss")
-    asyncio.run(module.run(ask, timeline))
-    assert (ask.calls, timeline.of("boss")) == (calls, [sees])
-
-
 async def test_the_fixed_loop_still_tries_again(load_script: LoadScript) -> None:
-    module, ask = load_script("fixed_swallowed_cancel.py"), Hang(failures=(1, 2))
+    module, ask = load_script("fixed_swallowed_cancel.py"), Fails(1, 2)
     assert "yes" in await module.insist("Well?", ask, Timeline("scout"))
     assert ask.calls == module.TRIES
 
 
 async def test_the_last_failure_is_the_callers(load_script: LoadScript) -> None:
-    module, ask = load_script("fixed_swallowed_cancel.py"), Hang(failures=(1, 2, 3))
+    module, ask = load_script("fixed_swallowed_cancel.py"), Fails(1, 2, 3)
     with pytest.raises(openai.APIError):
         await module.insist("Well?", ask, Timeline("scout"))
     assert ask.calls == module.TRIES
-
-
-def test_the_first_answer_is_the_only_one(script: RunScript) -> None:
-    ran = script("solutions/first_answer.py")
-    assert (ran.status, ran.word, ran.numbers) == (0, "OK", (1, 1)), ran
 
 
 @pytest.mark.parametrize("seed", ORDERS)

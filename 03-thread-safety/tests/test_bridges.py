@@ -1,7 +1,6 @@
 """From the loop to a thread and back: context, the first use, time-outs, loops.
 
-Each pair both ways with the same check: as a reader runs it, on one real server, and
-in-process with fakes that are exact.
+Each pair with the same check, with fakes that are exact.
 """
 
 import asyncio
@@ -18,36 +17,9 @@ import pytest
 
 from racelab import LocalServer, Timeline
 from racelab.fakes import fake_ask
-from racelab.pytest.plugin import LoadScript, RunScript
+from racelab.pytest.run_scripts import LoadScript, RunScript
 
-PAIRS = {  # the numbers of the last lines: broken, fixed
-    "lost_context": ((0, 4), (4, 4)),
-    "lazy_init": ((1, 5, 5), (5, 5, 1)),
-    "tool_timeout": ((2, 1), (1, 1)),
-    "bridge": ((0, 3), (3, 3)),
-}
 ORDERS = range(50)  # seeds of the fake model
-
-
-@pytest.mark.parametrize("pair", PAIRS)
-def test_a_reader_sees_the_loss_and_the_fix_hold(
-    pair: str, script: RunScript, pytestconfig: pytest.Config
-) -> None:
-    with ThreadPoolExecutor() as at_once:
-        for _ in range(pytestconfig.getoption("--script-runs")):
-            names = (f"broken_{pair}.py", f"fixed_{pair}.py")
-            broken, fixed = at_once.map(script, names)
-            assert (broken.status, broken.word) == (1, "BROKEN"), broken
-            assert (fixed.status, fixed.word) == (0, "OK"), fixed
-            assert (broken.numbers, fixed.numbers) == PAIRS[pair]
-            assert "Traceback" not in broken.err + fixed.err
-
-
-@pytest.mark.parametrize("pair", ["lost_context", "lazy_init"])
-def test_every_run_on_a_real_server(pair: str, run_inprocess: RunScript) -> None:
-    for _ in range(5):
-        assert run_inprocess(f"broken_{pair}.py").numbers == PAIRS[pair][0]
-        assert run_inprocess(f"fixed_{pair}.py").numbers == PAIRS[pair][1]
 
 
 # lost_context
@@ -91,7 +63,7 @@ def in_a_run(run: str, function: Callable[[], Any]) -> Any:
     return contextvars.Context().run(call)
 
 
-def test_a_pools_thread_never_has_the_context_of_who_submits() -> None:
+def test_pool_thread_never_has_the_submitters_context() -> None:
     with ThreadPoolExecutor(1) as pool:
         pool.submit(str).result()  # the thread starts here, in no run
         seen = [in_a_run(run, lambda: pool.submit(RUN.get).result()) for run in "ab"]
@@ -102,7 +74,7 @@ def test_a_pools_thread_never_has_the_context_of_who_submits() -> None:
     not getattr(sys.flags, "thread_inherit_context", 0),
     reason="threads start with an empty context on this Python",
 )
-def test_where_threads_inherit_a_context_all_is_saved_under_the_first_run() -> None:
+def test_inherited_context_is_the_first_run() -> None:
     with ThreadPoolExecutor(1) as pool:
         seen = [in_a_run(run, lambda: pool.submit(RUN.get).result()) for run in "ab"]
     assert seen == ["a", "a"]
@@ -112,25 +84,25 @@ def test_where_threads_inherit_a_context_all_is_saved_under_the_first_run() -> N
     bool(getattr(sys.flags, "thread_inherit_context", 0)),
     reason="threads start with a copy of the context on this Python",
 )
-def test_where_threads_inherit_nothing_all_is_saved_under_no_run() -> None:
+def test_without_inheritance_the_context_is_empty() -> None:
     with ThreadPoolExecutor(1) as pool:
         seen = [in_a_run(run, lambda: pool.submit(RUN.get).result()) for run in "ab"]
     assert seen == ["no run", "no run"]
 
 
-def test_two_threads_cannot_be_in_one_context_but_in_two_copies() -> None:
+def test_two_threads_need_two_copies_of_a_context() -> None:
     context = in_a_run("a", contextvars.copy_context)
     inside, leave = threading.Event(), threading.Event()
 
     def stay() -> str:
         inside.set()
-        assert leave.wait(10)
+        assert leave.wait(60)
         return RUN.get()
 
     with ThreadPoolExecutor(1) as pool:
         stays = pool.submit(context.run, stay)
         try:
-            assert inside.wait(10)
+            assert inside.wait(60)
             with pytest.raises(RuntimeError, match="cannot enter context"):
                 context.run(RUN.get)
             assert context.copy().run(RUN.get) == "a"
@@ -140,21 +112,6 @@ def test_two_threads_cannot_be_in_one_context_but_in_two_copies() -> None:
 
 
 # lazy_init
-
-
-def kept_and_opened(module: ModuleType, seed: int) -> tuple[int, int]:
-    session = asyncio.run(module.run(fake_ask(seed), Timeline(*module.AGENTS)))
-    return len(session.history) - 1, session.opened
-
-
-@pytest.mark.parametrize(
-    ("name", "both"), [("broken_lazy_init.py", (1, 5)), ("fixed_lazy_init.py", (5, 1))]
-)
-def test_kept_and_opened_in_every_order_tried(
-    name: str, both: tuple[int, int], load_script: LoadScript
-) -> None:
-    module = load_script(name)
-    assert {kept_and_opened(module, seed) for seed in ORDERS} == {both}
 
 
 @pytest.mark.parametrize("seed", ORDERS)
@@ -231,7 +188,7 @@ async def test_who_is_cancelled_while_it_opens_stops_nobody_else(
     assert (session.opened, len(asked)) == (1, briefings)
 
 
-async def test_a_cache_does_not_make_an_async_function_run_once() -> None:
+async def test_functools_cache_breaks_an_async_function() -> None:
     @functools.cache
     def brief() -> Any:
         return asyncio.sleep(0, "briefing")
@@ -276,7 +233,7 @@ async def charged(module: ModuleType, patch: pytest.MonkeyPatch) -> int:
 @pytest.mark.parametrize(
     ("name", "charges"), [("broken_tool_timeout.py", 2), ("fixed_tool_timeout.py", 1)]
 )
-def test_charges_for_one_order_in_500_of_500_runs(
+def test_charges_for_one_order_in_every_run(
     name: str,
     charges: int,
     load_script: LoadScript,
@@ -309,11 +266,11 @@ def test_what_a_thread_has_begun_cannot_be_cancelled() -> None:
 
     def tool() -> bool:
         begun.set()
-        return end.wait(10)
+        return end.wait(60)
 
     with ThreadPoolExecutor(1) as pool:
         running, waiting = pool.submit(tool), pool.submit(tool)
-        assert begun.wait(10)
+        assert begun.wait(60)
         assert not running.cancel()
         assert waiting.cancel()  # no thread has taken it yet
         end.set()
@@ -362,17 +319,16 @@ def test_answers_that_cross_the_bridge_in_every_order_tried(
 @pytest.mark.parametrize(
     ("name", "got"), [("broken_bridge.py", 0), ("fixed_bridge.py", 3)]
 )
-def test_the_question_is_sent_even_if_nobody_can_have_the_answer(
+def test_question_is_sent_even_if_the_answer_is_lost(
     name: str, got: int, run_inprocess: RunScript, session_server: LocalServer
 ) -> None:
-    for _ in range(3):
-        assert run_inprocess(name, speed=3).numbers == (got, 3)
-        stats = session_server.stats()
-        # Three answers for the agents themselves, and then those of the expert.
-        assert (stats.received, stats.answered) == (6, 3 + got)
+    assert run_inprocess(name, speed=3).numbers == (got, 3)
+    stats = session_server.stats()
+    # Three answers for the agents themselves, and then those of the expert.
+    assert (stats.received, stats.answered) == (6, 3 + got)
 
 
-async def test_a_result_on_the_loops_own_thread_waits_for_itself() -> None:
+async def test_result_on_the_loops_thread_waits_for_itself() -> None:
     loop = asyncio.get_running_loop()
     future: Future[str] = asyncio.run_coroutine_threadsafe(
         asyncio.sleep(0, "advice"), loop
@@ -382,7 +338,7 @@ async def test_a_result_on_the_loops_own_thread_waits_for_itself() -> None:
     assert await asyncio.wrap_future(future) == "advice"
 
 
-async def test_a_result_that_times_out_does_not_stop_the_agent() -> None:
+async def test_result_timeout_does_not_stop_the_agent() -> None:
     loop, ends = asyncio.get_running_loop(), asyncio.Event()
     futures: list[Future[bool]] = []
 
@@ -405,6 +361,6 @@ async def test_the_way_back_keeps_the_context() -> None:
         return RUN.get()
 
     def tool() -> str:
-        return asyncio.run_coroutine_threadsafe(agent(), loop).result(timeout=10)
+        return asyncio.run_coroutine_threadsafe(agent(), loop).result(timeout=60)
 
     assert await asyncio.to_thread(tool) == "scout-1"

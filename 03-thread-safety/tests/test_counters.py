@@ -8,29 +8,18 @@ from types import ModuleType
 import pytest
 
 from racelab import Timeline
-from racelab.pytest.plugin import LoadScript, RunScript
+from racelab.pytest.run_scripts import LoadScript, RunScript
 
-PAIRS = {"counter": 92, "fake_lock": 5}  # and what its scripts should keep
-SCRIPTS = [f"{kind}_{pair}.py" for pair in PAIRS for kind in ("broken", "fixed")]
+SCRIPTS = [
+    f"{kind}_{pair}.py"
+    for pair in ("counter", "fake_lock")
+    for kind in ("broken", "fixed")
+]
 ANSWER = "Our plan is too large."  # five words
 
 
 def answer(question: str) -> str:
     return ANSWER
-
-
-@pytest.mark.parametrize("pair", PAIRS)
-def test_a_reader_sees_the_loss_and_the_fix_hold(
-    pair: str, script: RunScript, pytestconfig: pytest.Config
-) -> None:
-    for _ in range(pytestconfig.getoption("--script-runs")):
-        broken, fixed = script(f"broken_{pair}.py"), script(f"fixed_{pair}.py")
-        assert (broken.status, broken.word) == (1, "BROKEN"), broken
-        assert (fixed.status, fixed.word) == (0, "OK"), fixed
-        # The number that is left depends on whose answer comes last.
-        assert broken.numbers[0] < broken.numbers[1] == PAIRS[pair]
-        assert fixed.numbers == (PAIRS[pair], PAIRS[pair])
-        assert broken.err == fixed.err == "model: local server, no key needed\n"
 
 
 def words_counted(module: ModuleType) -> int:
@@ -55,7 +44,7 @@ def test_a_call_before_a_locked_increment_loses_nothing(
     load_script: LoadScript, switch_intervals: range
 ) -> None:
     module = load_script("fixed_counter.py")
-    assert {words_counted(module) for _ in switch_intervals[:100]} == {25}
+    assert {words_counted(module) for _ in switch_intervals} == {25}
 
 
 def test_a_new_lock_for_each_caller_loses_every_time(
@@ -69,23 +58,7 @@ def test_one_lock_for_all_callers_loses_nothing(
     load_script: LoadScript, switch_intervals: range
 ) -> None:
     module = load_script("fixed_fake_lock.py")
-    assert {findings_kept(module) for _ in switch_intervals[:100]} == {5}
-
-
-def test_all_agents_see_an_unused_counter_before_anyone_is_answered(
-    load_script: LoadScript,
-) -> None:
-    module = load_script("broken_counter.py")
-    timeline = Timeline(*module.AGENTS)
-    module.run(answer, timeline)
-    assert {timeline.of(agent)[0] for agent in module.AGENTS} == {"sees 0"}
-
-
-def test_all_agents_are_inside_a_fake_lock_at_once(load_script: LoadScript) -> None:
-    module = load_script("broken_fake_lock.py")
-    timeline = Timeline(*module.AGENTS)
-    module.run(answer, timeline)
-    assert [timeline.of(agent) for agent in module.AGENTS] == [["read 0"]] * 5
+    assert {findings_kept(module) for _ in switch_intervals} == {5}
 
 
 class Quiet(Timeline):
@@ -127,12 +100,8 @@ def test_32_threads_and_3_200_findings_are_all_kept(load_script: LoadScript) -> 
     assert len(set(report.findings)) == len(report.findings) == 3_200
 
 
-def test_numbers_given_back_need_no_lock(
-    load_script: LoadScript, run_inprocess: RunScript
-) -> None:
-    solution = "solutions/counter_without_a_lock.py"
-    assert words_counted(load_script(solution)) == 25
-    assert run_inprocess(solution).last_line == "OK: counted 92 of 92 words"
+def test_numbers_given_back_need_no_lock(load_script: LoadScript) -> None:
+    assert words_counted(load_script("solutions/counter_without_a_lock.py")) == 25
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -169,28 +138,18 @@ def test_what_another_thread_can_get_into_halfway(
     assert (kept == operation.of) == operation.promised
 
 
-def test_all_that_the_documentation_promises_is_kept(load_script: LoadScript) -> None:
-    module = load_script("whats_atomic.py")
-    kept = module.run()
-    promised = [each for each in module.OPERATIONS if each.promised]
-    assert len(promised) == 8
-    assert {each.code: kept[each.code] for each in promised} == {
-        each.code: each.of for each in promised
-    }
-
-
 def test_a_reader_sees_what_is_atomic_on_this_python(script: RunScript) -> None:
     ran = script("whats_atomic.py")
     assert (ran.status, ran.word) == (0, "RESULT"), ran
     relied_on, accidents, to_lock = ran.numbers
-    assert relied_on == 8
+    assert relied_on == 8  # all that the documentation promises
     assert accidents + to_lock == 11
     assert to_lock >= 7  # those that are forced
     assert ran.err.startswith(f"python: {sys.version.split()[0]}")
     assert ran.err.endswith(" the GIL\n")
 
 
-def test_threads_take_turns_as_before_when_the_proof_is_over(
+def test_switch_interval_is_restored_after_the_proof(
     load_script: LoadScript,
 ) -> None:
     before = sys.getswitchinterval()

@@ -1,14 +1,13 @@
 """Locks that stop a loop, or each other, and a queue that wakes nobody.
 
-Each pair both ways with the same check: as a reader runs it, and in-process with fakes
-that are exact. What hangs there is let go by the test, so that no thread is left.
+Each pair with the same check, with fakes that are exact. What hangs is let go by the
+test, so that no thread is left.
 """
 
 import asyncio
 import selectors
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -18,14 +17,8 @@ import pytest
 
 from racelab import Timeline, Watchdog, watchdog
 from racelab.fakes import fake_ask
-from racelab.pytest.plugin import LoadScript, RunScript
+from racelab.pytest.run_scripts import LoadScript, Reader
 
-HERE = Path(__file__).parents[1]
-PAIRS = {  # the numbers of the last lines: broken, fixed
-    "lock_across_await": ((0, 3), (3, 3)),
-    "lock_order": ((0, 2), (2, 2)),
-    "wrong_loop": ((0, 3), (3, 3)),
-}
 STANDS = {  # who stands where in the end
     "lock_across_await": {
         "loop": "with report.lock:",  # the thread of all stands where one agent does
@@ -44,20 +37,13 @@ def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdog, "LOOK", 0.0005)
 
 
-@pytest.mark.parametrize("pair", PAIRS)
-def test_a_reader_sees_it_hang_and_the_fix_finish(
-    pair: str, script: RunScript, pytestconfig: pytest.Config
+@pytest.mark.parametrize("pair", STANDS)
+def test_reader_sees_which_line_each_agent_stands_at(
+    pair: str, chapter: Path, reader: Reader
 ) -> None:
-    with ThreadPoolExecutor() as at_once:
-        for _ in range(pytestconfig.getoption("--script-runs")):
-            names = (f"broken_{pair}.py", f"fixed_{pair}.py")
-            broken, fixed = at_once.map(script, names)
-            assert (broken.status, broken.word) == (1, "BROKEN"), broken
-            assert (fixed.status, fixed.word) == (0, "OK"), fixed
-            assert (broken.numbers, fixed.numbers) == PAIRS[pair]
-            assert stands(broken.out).items() >= STANDS[pair].items()
-            assert stands(fixed.out) == {}
-            assert "Traceback" not in broken.err + fixed.err
+    broken = reader.output(chapter / f"broken_{pair}.py")
+    assert stands(broken).items() >= STANDS[pair].items()
+    assert stands(reader.output(chapter / f"fixed_{pair}.py")) == {}
 
 
 def stands(out: str) -> dict[str, str]:
@@ -111,14 +97,14 @@ def test_the_loop_stands_still_in_every_order_tried(load_script: LoadScript) -> 
         dog = Watchdog(lambda timeline=timeline: str(timeline), stuck_after=0.002)
         with let_go(module, "loop"):
             dog.start("loop", asyncio.run, module.run(fake_ask(seed), timeline, dog))
-            assert Lock.waits.acquire(timeout=10)
+            assert Lock.waits.acquire(timeout=60)
             assert len(dog.watch()) == 4  # three agents and the loop
             marks = [timeline.of(agent) for agent in timeline.agents]
             assert marks == [["holds the lock"], [], [], []]
 
 
 @pytest.mark.usefixtures("switch_intervals")
-def test_a_lock_without_an_await_stops_nobody_in_every_order_tried(
+def test_lock_without_an_await_stops_nobody(
     load_script: LoadScript,
 ) -> None:
     module = load_script("fixed_lock_across_await.py")
@@ -134,12 +120,12 @@ class BothWait(Watchdog):
     """Looks when each of two waits for a lock: from then on, nothing can change."""
 
     def watch(self) -> list[str]:
-        assert Lock.waits.acquire(timeout=10)
-        assert Lock.waits.acquire(timeout=10)
+        assert Lock.waits.acquire(timeout=60)
+        assert Lock.waits.acquire(timeout=60)
         return super().watch()
 
 
-def test_opposite_orders_stop_both_in_500_of_500_runs(
+def test_opposite_orders_stop_both_in_every_run(
     load_script: LoadScript, monkeypatch: pytest.MonkeyPatch, switch_intervals: range
 ) -> None:
     monkeypatch.setattr(watchdog, "STUCK_AFTER", 0)
@@ -154,7 +140,7 @@ def test_opposite_orders_stop_both_in_500_of_500_runs(
             assert timeline.of("critic") == ["holds critic's"]
 
 
-def test_one_order_lets_both_finish_in_500_of_500_runs(
+def test_one_order_lets_both_finish_in_every_run(
     load_script: LoadScript, switch_intervals: range
 ) -> None:
     module = load_script("fixed_lock_order.py")
@@ -182,7 +168,7 @@ def from_threads(
     selector, timeline = Asleep(), Timeline(*module.AGENTS, "boss")
 
     def ask(question: str) -> str:
-        assert selector.asleep.wait(10)
+        assert selector.asleep.wait(60)
         return question
 
     loop = asyncio.SelectorEventLoop(selector)
@@ -202,7 +188,7 @@ def join(*names: str) -> None:
     """Wait until the threads of these names have ended."""
     for thread in threading.enumerate():
         if thread.name in names:
-            thread.join(10)
+            thread.join(60)
             assert not thread.is_alive()
 
 
@@ -217,7 +203,7 @@ class AllSent(Watchdog):
         return super().watch()
 
 
-def test_put_by_a_thread_wakes_nobody_in_500_of_500_runs(
+def test_put_by_a_thread_wakes_nobody_in_every_run(
     load_script: LoadScript, monkeypatch: pytest.MonkeyPatch, switch_intervals: range
 ) -> None:
     monkeypatch.setattr(watchdog, "STUCK_AFTER", 0)
@@ -230,7 +216,7 @@ def test_put_by_a_thread_wakes_nobody_in_500_of_500_runs(
         assert timeline.of("boss") == ["has 1", "has 2", "has 3"]
 
 
-def test_put_by_the_loop_arrives_in_500_of_500_runs(
+def test_put_by_the_loop_arrives_in_every_run(
     load_script: LoadScript, monkeypatch: pytest.MonkeyPatch, switch_intervals: range
 ) -> None:
     module = load_script("fixed_wrong_loop.py")
@@ -238,11 +224,11 @@ def test_put_by_the_loop_arrives_in_500_of_500_runs(
         assert from_threads(module, monkeypatch)[0] == 3
 
 
-def test_an_inbox_for_one_loses_nothing_in_100_of_100_runs(
-    load_script: LoadScript, monkeypatch: pytest.MonkeyPatch
+def test_an_inbox_for_one_loses_nothing_in_every_run(
+    load_script: LoadScript, monkeypatch: pytest.MonkeyPatch, repeats: int
 ) -> None:
     module = load_script("solutions/wrong_loop_with_backpressure.py")
-    for _ in range(100):
+    for _ in range(10 * repeats):
         assert from_threads(module, monkeypatch)[0] == 3
 
 
@@ -270,7 +256,7 @@ async def takes(lock: asyncio.Lock) -> None:
         await asyncio.sleep(0)
 
 
-def test_a_lock_says_that_its_loop_is_another_one_only_when_someone_waits() -> None:
+def test_asyncio_lock_notices_another_loop_only_when_waiting() -> None:
     lock = asyncio.Lock()
     asyncio.run(takes(lock))  # taken at once: it belongs to no loop yet
     asyncio.run(waits_for(lock))  # now it belongs to this one

@@ -12,7 +12,7 @@ import pytest
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from racelab import Ask
-from racelab.pytest.plugin import until
+from racelab.pytest.wait_until import until
 from racelab.server import serve
 
 SLOTS = 3

@@ -19,7 +19,7 @@ TIGHT = Settings(latency=0.01, rpm=60, request_burst=BURST)  # then one a second
 WIDE = Settings(latency=0.01, rpm=6000, request_burst=BURST, count_refused=False)
 
 
-async def test_what_the_clients_see_refused_is_what_the_server_refuses(
+async def test_clients_and_server_count_the_same_refusals(
     model_server: LocalServer, load_report: LoadReport
 ) -> None:
     model_server.reset(TIGHT)
@@ -33,7 +33,7 @@ async def test_what_the_clients_see_refused_is_what_the_server_refuses(
     assert load.refused > 0
 
 
-async def test_with_retries_no_question_is_lost_and_more_are_sent(
+async def test_retries_lose_no_question_and_send_more(
     model_server: LocalServer, load_report: LoadReport
 ) -> None:
     model_server.reset(WIDE)

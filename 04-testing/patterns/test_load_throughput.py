@@ -1,7 +1,7 @@
 """Load: more agents get more done, until all slots are taken; from there they queue.
 
 The agents ask through ten slots, so there are never more than ten requests in flight.
-With `--load` up to 1,000 agents ask at the same time. The table is printed at the end.
+With `--long` up to 1,000 agents ask at the same time. The table is printed at the end.
 Seconds are printed and never asserted: they say more about the machine than the code.
 What is asserted is counts, and what is more than what.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from racelab import Ask, LocalServer, Settings, Stats, open_model
+from racelab.fakes import CountedAsk
 from racelab.pytest.load import Load, LoadReport, peak_memory, put_load
 
 pytestmark = pytest.mark.load
@@ -26,6 +27,7 @@ FULL = {1: 50, 10: 20, 100: 5, 1000: 2}
 class Measured:
     load: Load
     stats: Stats  # of the server
+    asking: int  # agents at the same time, at most
     memory: int  # bytes, at most
 
 
@@ -43,12 +45,13 @@ def through_slots(ask: Ask) -> Ask:
 async def measure(server: LocalServer, sizes: dict[int, int]) -> dict[int, Measured]:
     measured = {}
     async with open_model(server) as model:
-        ask = through_slots(model)
-        await put_load(ask, SLOTS, calls=1)  # warm up: imports, connections
+        await put_load(through_slots(model), SLOTS, calls=1)  # imports, connections
         for agents, calls in sizes.items():
             server.reset(Settings(latency=LATENCY))
+            ask = CountedAsk(through_slots(model))
             load, stats = await put_load(ask, agents, calls), server.stats()
-            measured[agents] = Measured(load, stats, await peak_memory(ask, agents))
+            memory = await peak_memory(ask, agents)
+            measured[agents] = Measured(load, stats, ask.most, memory)
     return measured
 
 
@@ -56,7 +59,7 @@ async def measure(server: LocalServer, sizes: dict[int, int]) -> dict[int, Measu
 def measured(
     session_server: LocalServer, load_report: LoadReport, pytestconfig: pytest.Config
 ) -> dict[int, Measured]:
-    sizes = FULL if pytestconfig.getoption("--load") else SHORT
+    sizes = FULL if pytestconfig.getoption("--long") else SHORT
     measured = asyncio.run(measure(session_server, sizes))
     for one in measured.values():
         load_report.add(f"{SLOTS} slots", one.load, one.stats, one.memory)
@@ -69,11 +72,6 @@ def test_no_call_is_lost(measured: dict[int, Measured]) -> None:
         assert one.stats.received == one.load.calls  # and none was sent twice
 
 
-def test_agents_together_are_not_slower_than_one(measured: dict[int, Measured]) -> None:
-    for one in measured.values():
-        assert one.load.per_second >= measured[1].load.per_second
-
-
 def test_there_are_never_more_requests_in_flight_than_slots(
     measured: dict[int, Measured],
 ) -> None:
@@ -83,15 +81,15 @@ def test_there_are_never_more_requests_in_flight_than_slots(
         assert one.stats.connections_opened <= SLOTS
 
 
-def test_who_finds_no_free_slot_waits_longer(measured: dict[int, Measured]) -> None:
-    medians = [one.load.percentile(0.5) for one in measured.values()]
-    assert medians[1:] == sorted(medians[1:])  # from ten agents on
-    for one in measured.values():
-        half, most = one.load.percentile(0.5), one.load.percentile(0.99)
-        assert half <= one.load.percentile(0.95) <= most
+def test_all_agents_wait_for_slots_at_once(
+    measured: dict[int, Measured],
+) -> None:
+    for agents, one in measured.items():
+        assert one.asking == agents
+    assert measured[10].stats.largest_in_flight > 1
 
 
-def test_an_agent_that_waits_costs_less_memory_than_one_that_asks(
+def test_waiting_agent_costs_less_memory_than_an_asking_one(
     measured: dict[int, Measured],
 ) -> None:
     asking = (measured[10].memory - measured[1].memory) / 9

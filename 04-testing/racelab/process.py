@@ -16,6 +16,8 @@ from typing import Any, Self
 from racelab.reader_error import ReaderError
 from racelab.settings import Settings, Stats
 
+CONTROL_TIMEOUT = 60.0  # seconds until a server that does not say its counts is gone
+
 # Never through a proxy from the environment: the server is on this machine.
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -92,7 +94,7 @@ class LocalServer:
             headers={"x-control-secret": self._secret},
         )
         try:
-            with _opener.open(request, timeout=10) as response:
+            with _opener.open(request, timeout=CONTROL_TIMEOUT) as response:
                 return json.load(response)
         except OSError as error:
             raise ServerError(f"the local model server is gone: {error}") from error
@@ -145,7 +147,7 @@ def local_server(**settings: Any) -> Iterator[LocalServer]:
 
 @contextmanager
 def reuse_server(server: LocalServer, speed: float = 1.0) -> Iterator[None]:
-    """Inside, `local_server()` resets and gives `server` instead of starting another.
+    """Let `local_server()` reset and return `server` instead of starting another.
 
     For tests: a script's own `main()` can run hundreds of times on one server, whose
     latencies are divided by `speed`.

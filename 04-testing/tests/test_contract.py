@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from racelab.pytest.plugin import Stale
-from racelab.pytest.readme import diff
+from racelab.pytest.readme_check import Block, blocks_of, diff
+from racelab.pytest.run_scripts import Reader
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = sorted(folder for folder in ROOT.glob("0?-*") if folder.is_dir())
@@ -111,8 +111,9 @@ def test_a_chapter_has_its_headings(folder: Path) -> None:
     assert [heading for heading in found if heading in HEADINGS] == HEADINGS
 
 
-def test_the_first_readme_shows_what_its_commands_print(stale: Stale) -> None:
-    assert stale(ROOT / "README.md") == []
+@pytest.mark.parametrize("block", blocks_of(ROOT / "README.md"), ids=str)
+def test_first_readme_block_is_fresh(block: Block, reader: Reader) -> None:
+    assert block.is_fresh(reader.output)
 
 
 def test_local_links_lead_somewhere() -> None:

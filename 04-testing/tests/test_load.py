@@ -5,11 +5,12 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from racelab import Refused, Stats
-from racelab.pytest.load import Load, LoadReport, peak_memory, put_load
+from racelab.pytest.load import Load, LoadReport, peak_memory, put_load, why_not_to
 
 HERE = Path(__file__).parents[1]
 REFUSALS = "04-testing/patterns/test_load_refusals.py"
@@ -28,7 +29,7 @@ def test_without_an_answer_there_is_no_percentile() -> None:
     assert math.isnan(Load(1, 5, 5, 1.0, ()).percentile(0.5))
 
 
-async def test_all_agents_ask_at_once_and_each_its_calls_in_a_row() -> None:
+async def test_agents_ask_at_once_and_in_turn() -> None:
     asked: list[str] = []
 
     async def ask(question: str) -> str:
@@ -61,7 +62,7 @@ async def test_refusals_are_counted_and_other_failures_are_raised() -> None:
         await put_load(breaks, agents=1, calls=1)
 
 
-async def test_the_peak_of_memory_is_that_of_all_who_ask_at_the_same_time() -> None:
+async def test_peak_memory_counts_all_agents_together() -> None:
     async def needs_a_megabyte(question: str) -> str:
         answer = "x" * 1_000_000
         await asyncio.sleep(0)
@@ -70,16 +71,23 @@ async def test_the_peak_of_memory_is_that_of_all_who_ask_at_the_same_time() -> N
     assert 10_000_000 < await peak_memory(needs_a_megabyte, agents=10) < 11_000_000
 
 
-def test_a_report_is_a_table_and_a_chart() -> None:
+def test_load_report_is_a_table() -> None:
     report = LoadReport()
     load = Load(2, 4, 1, 0.5, (0.01, 0.02, 0.03))
     report.add("slots", load, Stats(refused={"429": 1}, largest_in_flight=2), 12_345)
     _, row = str(report).splitlines()
     times = "20 ms 30 ms 30 ms"
     assert row.split() == f"slots 2 4 6 {times} 1 1 2 12 kB".split()
-    chart = str(report.chart())
-    assert "slots: 2\n  p50  ####" in chart
-    assert chart.endswith("# 30 ms")
+
+
+def test_load_report_is_an_svg(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="an extra: 04-testing[charts]")
+    report, file = LoadReport(), tmp_path / "load.svg"
+    report.add("slots", Load(40, 3, 0, 0.5, (0.01, 0.02, 0.03)), Stats())
+    report.draw(file)
+    assert ElementTree.parse(file).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+    svg = file.read_text("utf-8")  # matplotlib names its texts in comments
+    assert all(f"<!-- {text} -->" in svg for text in ("slots: 40", "p50", "20", "30"))
 
 
 def run_pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -87,16 +95,26 @@ def run_pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True)
 
 
-def test_a_chart_that_cannot_be_drawn_is_told_before_the_tests_run() -> None:
-    ran = run_pytest(
-        "04-testing/patterns/test_load_refusals.py", "--chart", "chart.png"
-    )
+@pytest.mark.parametrize(
+    ("file", "why"),
+    [
+        ("chart.png", "the name must end in .svg"),
+        ("missing/chart.svg", "there is no folder missing"),
+    ],
+)
+def test_why_a_chart_cannot_be_drawn(file: str, why: str) -> None:
+    assert why_not_to(Path(file)) == why
+
+
+def test_chart_that_cannot_be_drawn_stops_pytest_at_once() -> None:
+    ran = run_pytest(REFUSALS, "--chart", "chart.png")
     assert ran.returncode == pytest.ExitCode.USAGE_ERROR
     assert "ERROR: --chart chart.png: the name must end in .svg" in ran.stderr
     assert "passed" not in ran.stdout
 
 
-def test_the_chart_is_drawn(tmp_path: Path) -> None:
+@pytest.mark.long
+def test_pytest_draws_the_chart(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="an extra: 04-testing[charts]")
     file = tmp_path / "load.svg"
     ran = run_pytest(REFUSALS, "--chart", str(file))

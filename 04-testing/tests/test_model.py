@@ -10,16 +10,15 @@ import pytest
 
 from racelab import (
     Fault,
-    ModelError,
     Refused,
     Settings,
     local_server,
     open_model,
     open_model_sync,
 )
-from racelab.model import DEFAULT_MODEL, real_endpoint
+from racelab.model import DEFAULT_MODEL
 from racelab.process import LocalServer
-from racelab.pytest.plugin import Ran, RunScript
+from racelab.pytest.run_scripts import Ran, RunScript
 
 CHAPTER_1 = "../01-race-conditions"
 KEY = "sk-test-0123456789abcdef"
@@ -33,6 +32,8 @@ SCRIPTS = [
 @pytest.fixture
 def play_real(run_inprocess: RunScript, monkeypatch: pytest.MonkeyPatch) -> RunScript:
     """Run a script's `main()` here, with a server that stands for the real API."""
+
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.005)
 
     def run(name: str, base_url: str, **changes: str) -> Ran:
         environment = {"RACELAB_LOCAL": "", "OPENAI_API_KEY": KEY}
@@ -99,7 +100,7 @@ def test_a_wrong_key_is_one_line(script: RunScript) -> None:
     fails(ran, "401", "OPENAI_API_KEY")
 
 
-def test_a_key_that_cannot_be_one_is_one_line_without_it(play_real: RunScript) -> None:
+def test_impossible_key_is_one_line_without_it(play_real: RunScript) -> None:
     ran = play_real(SCRIPTS[0], "http://127.0.0.1/v1", OPENAI_API_KEY=f"{KEY}\n{KEY}")
     fails(ran, "OPENAI_API_KEY")
 
@@ -115,7 +116,7 @@ def test_a_refused_connection_is_one_line(play_real: RunScript) -> None:
     "url",
     ["localhost:8000", "ftp://here/v1", "http://", "http://x:99999/v1", "nonsense"],
 )
-def test_a_base_url_that_is_no_url_is_one_line(url: str, play_real: RunScript) -> None:
+def test_base_url_that_is_no_url_is_one_line(url: str, play_real: RunScript) -> None:
     fails(play_real(SCRIPTS[0], url), f"OPENAI_BASE_URL='{url}' is not a URL")
 
 
@@ -129,7 +130,7 @@ def test_an_unknown_model_is_one_line(play_real: RunScript) -> None:
     fails(ran, "404", DEFAULT_MODEL, "OPENAI_MODEL")
 
 
-def test_a_path_that_is_not_the_api_is_one_line(
+def test_wrong_path_is_one_line(
     play_real: RunScript, model_server: LocalServer
 ) -> None:
     fails(play_real(SCRIPTS[0], model_server.base_url.removesuffix("/v1")), "404")
@@ -146,21 +147,31 @@ def test_a_broken_answer_is_one_line(
 
 def endpoint_of(script: Path, cwd: Path, **environment: str) -> str:
     """Whom a script at this place would ask."""
+    ended = run_there(script, cwd, **environment)
+    assert ended.returncode == 0, ended
+    return ended.stdout.strip()
+
+
+def run_there(
+    script: Path, cwd: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
     script.write_text(
+        "from racelab import start\n"
         "from racelab.model import real_endpoint\n"
-        "found = real_endpoint()\n"
-        "print(found and (found.base_url, found.model, found.api_key))\n"
+        "def main():\n"
+        "    found = real_endpoint()\n"
+        "    print(found and (found.base_url, found.model, found.api_key))\n"
+        "    return 0\n"
+        "start(main)\n"
     )
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("OPENAI_")}
-    ended = subprocess.run(
+    return subprocess.run(
         [sys.executable, str(script)],
         cwd=cwd,
         env={**inherited, "RACELAB_LOCAL": "", **environment},
         capture_output=True,
         text=True,
-        check=True,
     )
-    return ended.stdout.strip()
 
 
 @pytest.fixture
@@ -198,14 +209,12 @@ def test_an_empty_value_counts_as_unset(project: Path) -> None:
     assert found == str(("https://api.openai.com/v1", DEFAULT_MODEL, "one"))
 
 
-def test_a_dotenv_that_is_no_text_is_one_line(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dotenv_that_is_no_text_is_one_line(project: Path) -> None:
     (project / ".env").write_bytes(b"OPENAI_API_KEY=\xff\xfe")
-    monkeypatch.setenv("RACELAB_LOCAL", "")
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(project / "x.py"))
-    with pytest.raises(ModelError, match=r"\.env cannot be read"):
-        real_endpoint()
+    ended = run_there(project / "chapter" / "script.py", project)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(f"error: {project / '.env'} cannot be read")
+    assert ended.stderr.count("\n") == 1
 
 
 def test_the_example_env_names_all_three_and_no_value() -> None:

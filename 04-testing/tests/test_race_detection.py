@@ -15,7 +15,7 @@ import pytest
 from planted_bugs import finders
 from planted_bugs.bugs import BUGS
 from racelab.explore import SearchResult, answer_orders, threads
-from racelab.pytest.plugin import LoadScript
+from racelab.pytest.run_scripts import LoadScript
 
 FAILING = {  # found once; each must fail again, on every Python
     "lost update": "scout#1",

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from racelab.pytest.readme import diff, masked, refreshed, source, stale_blocks
+from racelab.pytest.readme_check import (
+    diff,
+    masked,
+    refreshed,
+    source,
+    stale_blocks,
+)
 
 SCRIPT = (
     '"""A docstring."""\n\n\ndef main() -> None:\n    print("kept {}")\n\n\nmain()\n'
@@ -33,17 +39,21 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def stale(folder: Path) -> list[str]:
+    return [str(block) for block in stale_blocks(folder / "README.md")]
+
+
 def test_blocks_are_made_from_the_scripts(folder: Path) -> None:
     text = (folder / "README.md").read_text()
     assert "```text\nkept 1\n```" in text
     assert '-    print("kept 1")\n+    print("kept 2")\n' in text
     assert '```python\ndef main() -> None:\n    print("kept 1")\n```' in text
-    assert stale_blocks(folder / "README.md") == []
+    assert stale(folder) == []
 
 
 def test_a_drifted_block_is_found(folder: Path) -> None:
     (folder / "a.py").write_text(SCRIPT.format(3))
-    assert stale_blocks(folder / "README.md") == [
+    assert stale(folder) == [
         "output: a.py",
         "diff: a.py b.py",
         "code: a.py main",
@@ -71,7 +81,7 @@ def test_measured_numbers_do_not_count_but_others_do() -> None:
     assert masked("kept 1 of 5") != masked("kept 2 of 5")
 
 
-def test_rows_of_a_timeline_may_change_places_between_agents_only() -> None:
+def test_timeline_rows_of_different_agents_may_swap() -> None:
     head = "   ms  a     b\n"
     before = masked(head + "    0  one\n    1        two\n    9  three\nOK: all\n")
     assert (

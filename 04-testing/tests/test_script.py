@@ -53,7 +53,7 @@ def test_any_other_error_is_one_line_that_says_where(
     assert err.count("\n") == 1
 
 
-def test_the_first_error_of_a_task_group_is_the_line(
+def test_first_error_of_a_task_group_is_the_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     async def fails() -> None:

@@ -11,7 +11,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-from racelab.pytest.plugin import until
+from racelab.pytest.wait_until import until
 from racelab.server import Server, serve
 from racelab.settings import Fault, Settings
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from racelab.pytest.plugin import until
+from racelab.pytest.wait_until import until
 from racelab.server import Server, serve
 from racelab.settings import Settings
 

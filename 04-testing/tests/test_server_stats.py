@@ -17,7 +17,8 @@ from aiohttp import ClientSession
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from racelab import LocalServer
-from racelab.pytest.plugin import RunScript, until
+from racelab.pytest.run_scripts import RunScript
+from racelab.pytest.wait_until import until
 from racelab.server import Server, serve
 from racelab.settings import Fault, Settings, Stats
 

@@ -18,7 +18,7 @@ class Clock:
         return self.now
 
 
-def test_each_agent_has_a_column_and_each_mark_a_row() -> None:
+def test_agents_have_columns_and_marks_have_rows() -> None:
     clock = Clock()
     timeline = Timeline("scout", "critic", clock=clock)
     clock.now = 5.0

@@ -23,7 +23,7 @@ from agents import (
     openai_ask,
 )
 from racelab import Fault, Settings
-from racelab.pytest.plugin import until
+from racelab.pytest.wait_until import until
 from racelab.server import serve
 
 KEY = "topsecret-4f9c2e71d8a65b03"

@@ -1,7 +1,7 @@
 """One call and its limits: retries, rates, pauses, deadlines.
 
-Each pair both ways with the same check, as a reader runs it and several times
-in-process; and why: what the server counts, or virtual time, where times are exact.
+Why each pair breaks and holds: by what the server counts, or in virtual time, where
+times are exact.
 """
 
 import asyncio
@@ -15,58 +15,17 @@ from httpx2 import Request, Response
 
 from racelab import Fault, LocalServer, Settings
 from racelab.explore import clock
-from racelab.pytest.plugin import LoadScript, RunScript
+from racelab.pytest.run_scripts import LoadScript
 from racelab.server.buckets import KeyLimits
 from racelab.server.errors import ApiError
 
-PAIRS = ("retry_multiplied", "semaphore_is_not_a_rate", "retry_herd", "timeout")
-LIMITS = {  # what the first number in the last line may be on the fixed side
-    "retry_multiplied": (1, 3),  # requests for a question
-    "semaphore_is_not_a_rate": (12, 12),  # questions answered
-    "retry_herd": (1, 10),  # agents that come back at once
-    "timeout": (0, 1),  # requests for a question
-}
-# Constants, where it is played several times: shorter waits, the same proportions.
-CHANGED: dict[str, dict[str, float]] = {
-    "broken_retry_multiplied.py": {"PAUSE": 0.001},
-    "fixed_retry_multiplied.py": {"PAUSE": 0.001},
-    "fixed_semaphore_is_not_a_rate.py": {"RPM": 1200},
-    "solutions/rate_by_hand.py": {"RPM": 1200},
-}
 REQUEST = Request("POST", "http://api")
-
-
-def within(pair: str, number: int) -> bool:
-    low, high = LIMITS[pair]
-    return low <= number <= high
 
 
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """The SDK's own pauses between two tries: a hundredth."""
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.005)
-
-
-@pytest.mark.parametrize("pair", PAIRS)
-def test_a_reader_sees_it_break_and_the_fix_hold(
-    pair: str, script: RunScript, pytestconfig: pytest.Config
-) -> None:
-    for _ in range(pytestconfig.getoption("--script-runs")):
-        broken, fixed = script(f"broken_{pair}.py"), script(f"fixed_{pair}.py")
-        assert (broken.status, broken.word, broken.err) == (1, "BROKEN", ""), broken
-        assert (fixed.status, fixed.word, fixed.err) == (0, "OK", ""), fixed
-        assert not within(pair, broken.numbers[0]), broken
-        assert within(pair, fixed.numbers[0]), fixed
-
-
-@pytest.mark.usefixtures("short_pauses")
-@pytest.mark.parametrize("pair", PAIRS)
-def test_every_run_ends_the_same(pair: str, run_inprocess: RunScript) -> None:
-    for _ in range(2):
-        for status, name in enumerate((f"fixed_{pair}.py", f"broken_{pair}.py")):
-            ran = run_inprocess(name, **CHANGED.get(name, {}))
-            assert ran.status == status, ran
-            assert within(pair, ran.numbers[0]) == (status == 0), ran
 
 
 # retry_multiplied
@@ -123,7 +82,7 @@ def refusals(module: ModuleType, latency: float) -> int:
     return account.refused
 
 
-def test_a_semaphore_keeps_to_the_limit_only_while_answers_are_slow(
+def test_semaphore_keeps_the_limit_only_with_slow_answers(
     load_script: LoadScript,
 ) -> None:
     module = load_script("broken_semaphore_is_not_a_rate.py")
@@ -134,7 +93,7 @@ def test_a_semaphore_keeps_to_the_limit_only_while_answers_are_slow(
 @pytest.mark.parametrize(
     "name", ["fixed_semaphore_is_not_a_rate.py", "solutions/rate_by_hand.py"]
 )
-def test_a_pace_keeps_to_the_limit_whatever_the_answers_take(
+def test_pace_keeps_the_limit_at_any_latency(
     name: str, load_script: LoadScript, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = load_script(name)
@@ -143,7 +102,7 @@ def test_a_pace_keeps_to_the_limit_whatever_the_answers_take(
         assert refusals(module, latency) == 0
 
 
-def test_the_same_rate_with_a_large_bucket_sends_all_at_once(
+def test_large_bucket_sends_all_at_once(
     load_script: LoadScript, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tempting worse fix: `AsyncLimiter(RPM, 60)`."""
@@ -153,7 +112,7 @@ def test_the_same_rate_with_a_large_bucket_sends_all_at_once(
 
 
 @pytest.mark.parametrize(("pace_first", "refused"), [(True, 4), (False, 0)])
-def test_a_pace_before_the_wait_for_a_slot_paces_nothing(
+def test_pace_outside_the_slot_paces_nothing(
     pace_first: bool, refused: int, load_script: LoadScript
 ) -> None:
     """All are let out of the bucket in time, wait for a slot, and then go together."""
@@ -187,7 +146,7 @@ def crowd(module: ModuleType, seed: int) -> int:
     return int(module.largest_crowd(after))
 
 
-def test_who_waits_as_told_comes_back_with_all_the_others(
+def test_without_jitter_all_agents_return_at_once(
     load_script: LoadScript,
 ) -> None:
     module = load_script("broken_retry_herd.py")
@@ -200,7 +159,7 @@ def test_with_jitter_no_seed_makes_a_crowd(load_script: LoadScript) -> None:
 
 
 @pytest.mark.parametrize(("fault", "different"), [("429", False), ("500", True)])
-async def test_the_sdk_adds_jitter_only_where_the_server_names_no_time(
+async def test_sdk_adds_no_jitter_to_a_named_time(
     fault: str,
     different: bool,
     model_server: LocalServer,
@@ -238,7 +197,7 @@ async def test_a_timeout_is_for_each_try(
     module = load_script("broken_timeout.py")
     model_server.reset(Settings(faults=(module.SILENCE,)))
     async with module.openai_client(model_server) as client:
-        await client.models.list()
+        await client.with_options(timeout=60).models.list()
         ask = client.with_options(max_retries=max_retries)
         fate, _ = await module.run(lambda q: module.ask_model(ask, q))
     assert fate == "APITimeoutError"
@@ -269,13 +228,15 @@ async def test_without_retries_a_timeout_is_still_no_deadline(
     model_server: LocalServer,
 ) -> None:
     """The tempting worse fix: `max_retries=0` alone. Each chunk starts it anew."""
-    timeout, delay = 0.4, 0.04
+    timeout, delay = 1.0, 0.02
     model_server.reset(Settings(latency=0, chunk_delay=delay))
     async with openai.AsyncOpenAI(
         base_url=model_server.base_url, api_key="any", max_retries=0, timeout=timeout
     ) as client:
         stream = await client.chat.completions.create(
-            model="any", messages=[{"role": "user", "content": "Why?"}], stream=True
+            model="any",
+            messages=[{"role": "user", "content": "Why? " * 50}],
+            stream=True,
         )
         chunks = [chunk async for chunk in stream]
     assert (len(chunks) - 1) * delay > timeout  # and nothing was raised
@@ -283,20 +244,3 @@ async def test_without_retries_a_timeout_is_still_no_deadline(
 
 def test_none_is_no_timeout_at_all() -> None:
     assert openai.AsyncOpenAI(api_key="none", timeout=None).timeout is None
-
-
-# The exercises
-
-
-@pytest.mark.parametrize(
-    ("solution", "last_line"),
-    [
-        ("rate_by_hand", "OK: answered 12 of 12 questions"),
-        ("timeout_with_a_second_try", "OK: the server was asked 2x for 1 question"),
-    ],
-)
-def test_an_exercise_is_solved(
-    solution: str, last_line: str, run_inprocess: RunScript
-) -> None:
-    name = f"solutions/{solution}.py"
-    assert run_inprocess(name, **CHANGED.get(name, {})).last_line == last_line

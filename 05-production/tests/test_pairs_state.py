@@ -1,7 +1,6 @@
 """Slots, queues, records and caches: what is held, or not yet written, at an `await`.
 
-Each pair both ways with the same check: as a reader runs it, several times in-process,
-and with fakes that show why it breaks, in every order or at every await.
+With fakes that show why each pair breaks, in every order or at every await.
 """
 
 import asyncio
@@ -16,57 +15,13 @@ from typing import Any
 import pytest
 
 from agents import Journal, JournalError
-from racelab import Ask, Timeline, Watchdog, watchdog
+from racelab import Ask, Timeline, Watchdog
 from racelab.explore import cancel_everywhere, clock, explore, fail_everywhere
 from racelab.explore.search import SearchResult
 from racelab.fakes import fake_ask
-from racelab.pytest.plugin import LoadScript, RunScript
+from racelab.pytest.run_scripts import LoadScript
 
-NUMBERS = {  # the numbers of the last lines: broken, fixed
-    "nested_slots": ((0, 6), (6, 6)),
-    "backoff_in_slot": ((0, 8), (8, 8)),
-    "shutdown": ((3, 6), (6, 6)),
-    "resume": ((5, 6), (0, 6)),
-    "stampede": ((20, 1), (1, 1)),
-}
-RUNS = 5  # of each script in this process
 SIDES = ["broken", "fixed"]
-SOLUTIONS = {
-    "nested_slots_by_level": "OK: finished 6 of 6 agents",
-    "shutdown_put_back": "OK: saved 6 of 6 records",
-}
-
-
-@pytest.mark.parametrize("pair", NUMBERS)
-def test_a_reader_sees_it_break_and_the_fix_hold(
-    pair: str, script: RunScript, pytestconfig: pytest.Config
-) -> None:
-    for _ in range(pytestconfig.getoption("--script-runs")):
-        for status, side in ((1, "broken"), (0, "fixed")):
-            ran = script(f"{side}_{pair}.py")
-            assert (ran.status, ran.word) == (status, ["OK", "BROKEN"][status]), ran
-            assert ran.numbers == NUMBERS[pair][side == "fixed"], ran
-            assert ran.err in ("", "model: local server, no key needed\n"), ran
-
-
-@pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("pair", [pair for pair in NUMBERS if pair != "resume"])
-def test_every_run_ends_the_same(
-    pair: str, side: str, run_inprocess: RunScript, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`resume` runs processes of its own; below it is killed in many more baselines."""
-    if side == "broken":  # nobody moves for ever, so a short look is as good
-        monkeypatch.setattr(watchdog, "STUCK_AFTER", 0.05)
-    runs = [run_inprocess(f"{side}_{pair}.py") for _ in range(RUNS)]
-    assert {ran.word for ran in runs} == {"OK" if side == "fixed" else "BROKEN"}
-    assert {ran.numbers for ran in runs} == {NUMBERS[pair][side == "fixed"]}
-
-
-@pytest.mark.parametrize("solution", SOLUTIONS)
-def test_a_solution_reaches_the_verdict_of_its_exercise(
-    solution: str, run_inprocess: RunScript
-) -> None:
-    assert run_inprocess(f"solutions/{solution}.py").last_line == SOLUTIONS[solution]
 
 
 # nested_slots
@@ -101,7 +56,7 @@ def explored(module: ModuleType, leads: int = 3, slots: int = 3) -> SearchResult
     return explore(run, holds, agents=module.AGENTS)
 
 
-def test_as_many_leads_as_slots_stop_before_anybody_has_asked(
+def test_as_many_leads_as_slots_deadlock(
     load_script: LoadScript,
 ) -> None:
     report = explored(load_script("broken_nested_slots.py"))
@@ -109,7 +64,7 @@ def test_as_many_leads_as_slots_stop_before_anybody_has_asked(
     assert "async with team.slots:" in report.message
 
 
-def test_without_a_slot_in_hand_all_finish_in_every_order(
+def test_leads_without_a_slot_finish_in_every_order(
     load_script: LoadScript,
 ) -> None:
     report = explored(load_script("fixed_nested_slots.py"))
@@ -119,9 +74,7 @@ def test_without_a_slot_in_hand_all_finish_in_every_order(
 
 
 @pytest.mark.parametrize("leads", [1, 2, 3])
-def test_more_slots_only_move_the_number_of_leads_that_stops_all(
-    leads: int, load_script: LoadScript
-) -> None:
+def test_more_slots_only_move_the_deadlock(leads: int, load_script: LoadScript) -> None:
     """The tempting worse fix. One lead less than slots: no test sees anything."""
     module = partial(load_script, "broken_nested_slots.py")
     assert explored(module(), leads, slots=leads).kind == "deadlock"
@@ -211,7 +164,7 @@ def test_nobody_retries_before_its_pause_is_over(
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_a_slot_is_given_back_whenever_a_call_is_cancelled_or_fails(
+def test_cancelled_or_failed_call_returns_its_slot(
     side: str, load_script: LoadScript
 ) -> None:
     module = load_script(f"{side}_backoff_in_slot.py")
@@ -256,7 +209,7 @@ async def flush(log: Any) -> None:
     await log.flush()
 
 
-def test_a_flush_that_is_cancelled_in_its_write_loses_what_it_removed_before(
+def test_cancelled_flush_loses_what_it_removed_first(
     load_script: LoadScript,
 ) -> None:
     report = cancelled_everywhere(flush, load_script("broken_shutdown.py"))
@@ -273,7 +226,7 @@ def test_a_flush_loses_nothing_wherever_it_is_cancelled(
     assert report.runs >= 3  # one for each batch
 
 
-def test_to_put_back_what_an_exception_lost_is_no_help_against_a_cancel(
+def test_except_exception_does_not_help_against_a_cancel(
     load_script: LoadScript,
 ) -> None:
     """The tempting worse fix."""
@@ -292,7 +245,7 @@ def test_to_put_back_what_an_exception_lost_is_no_help_against_a_cancel(
 
 
 @pytest.mark.virtual_time
-async def test_a_record_that_is_logged_during_a_write_is_not_removed_with_it(
+async def test_record_logged_during_a_write_is_kept(
     load_script: LoadScript,
 ) -> None:
     module = load_script("fixed_shutdown.py")
@@ -305,7 +258,7 @@ async def test_a_record_that_is_logged_during_a_write_is_not_removed_with_it(
 
 
 @pytest.mark.virtual_time
-async def test_a_write_that_arrived_unconfirmed_is_done_twice_and_there_once(
+async def test_unconfirmed_write_is_repeated_and_stored_once(
     load_script: LoadScript,
 ) -> None:
     """What "saved first, then removed" needs: records that are known by their name."""
@@ -373,7 +326,7 @@ def paid_twice(module: ModuleType, folder: Path) -> list[int]:
     return twice
 
 
-def test_what_is_recorded_at_the_end_is_paid_twice_after_any_kill(
+def test_recording_at_the_end_pays_twice_after_kills(
     load_script: LoadScript, tmp_path: Path
 ) -> None:
     assert paid_twice(load_script("broken_resume.py"), tmp_path) == [
@@ -387,7 +340,7 @@ def test_what_is_recorded_at_the_end_is_paid_twice_after_any_kill(
     ]
 
 
-def test_what_is_recorded_at_once_is_paid_once_after_any_kill(
+def test_recording_at_once_pays_once_after_any_kill(
     load_script: LoadScript, tmp_path: Path
 ) -> None:
     assert paid_twice(load_script("fixed_resume.py"), tmp_path) == [0] * 7
@@ -464,7 +417,7 @@ async def cancel_one(cache: Any, number: int, agents: int = 20) -> list[object]:
 
 @pytest.mark.virtual_time
 @pytest.mark.parametrize("number", [0, 1, 19])
-async def test_whoever_is_cancelled_the_others_get_the_answer_for_one_bill(
+async def test_cancelled_agent_leaves_the_others_one_bill(
     number: int, load_script: LoadScript
 ) -> None:
     """Number 0 is the one that missed first."""
@@ -475,7 +428,7 @@ async def test_whoever_is_cancelled_the_others_get_the_answer_for_one_bill(
 
 
 @pytest.mark.virtual_time
-async def test_an_answer_that_nobody_waits_for_any_more_is_kept(
+async def test_answer_without_a_waiting_agent_is_kept(
     load_script: LoadScript,
 ) -> None:
     model = Model()
@@ -486,7 +439,7 @@ async def test_an_answer_that_nobody_waits_for_any_more_is_kept(
 
 
 @pytest.mark.virtual_time
-async def test_a_failure_is_everybodys_costs_one_call_and_is_not_kept(
+async def test_failure_reaches_all_and_is_not_cached(
     load_script: LoadScript,
 ) -> None:
     model = Model(failures=1)
@@ -499,14 +452,12 @@ async def test_a_failure_is_everybodys_costs_one_call_and_is_not_kept(
     assert model.calls == 2
 
 
-def test_with_a_future_of_the_leader_the_others_wait_for_ever_if_it_is_cancelled() -> (
-    None
-):
+def test_future_of_a_cancelled_leader_hangs_the_others() -> None:
     with pytest.raises(clock.Stuck, match="waits for ever"):
         clock.run(cancel_one(FuturePerLeader(Model().ask), 0))
 
 
-def test_with_a_future_of_the_leader_one_cancelled_agent_cancels_all_others() -> None:
+def test_future_of_the_leader_spreads_a_cancel() -> None:
     ended = clock.run(cancel_one(FuturePerLeader(Model().ask), 7))
     followers = ended[1:]
     assert {type(end) for end in followers} == {asyncio.CancelledError}

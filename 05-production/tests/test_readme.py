@@ -1,4 +1,4 @@
-"""The README shows what the scripts print, and what it says about numbers is right."""
+"""What the README says about numbers is right, and its observer works."""
 
 import re
 import sys
@@ -9,13 +9,8 @@ from typing import Any
 import pytest
 
 from agents import Answer, Limits, Outcome, Team
-from racelab.pytest.plugin import Stale
 
 README = Path(__file__).parents[1] / "README.md"
-
-
-def test_the_readme_shows_what_the_scripts_print(stale: Stale) -> None:
-    assert stale(README) == []
 
 
 def test_the_table_of_limits_is_worked_out_right() -> None:

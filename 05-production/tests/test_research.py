@@ -27,7 +27,7 @@ from agents import (
 )
 from racelab import Fault, LocalServer, ServerError, Settings, start
 from racelab.process import reuse_server
-from racelab.pytest.plugin import Ran, run_as_reader
+from racelab.pytest.run_scripts import Ran, run_as_reader
 from research_team import command_line, model_source, screen
 from research_team.final_report import ResearchReport, shown, why
 from research_team.forms import is_sound, questions_in

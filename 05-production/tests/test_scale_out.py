@@ -28,8 +28,8 @@ from beyond_one_machine.scale_out_ray import (
     read,
 )
 from racelab import Fault, LocalServer, ReaderError, Settings, start
-from racelab.pytest.plugin import Ran, run_as_reader
-from racelab.pytest.readme import stale_blocks
+from racelab.pytest.readme_check import stale_blocks
+from racelab.pytest.run_scripts import Ran, run_as_reader
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on 127.0.0.1 only

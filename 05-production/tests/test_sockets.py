@@ -9,7 +9,7 @@ from openai import AsyncOpenAI, DefaultAioHttpClient, DefaultAsyncHttpxClient
 
 from agents import Event, Limits, Outcome, Summary, Team, all_of, openai_ask
 from racelab import Fault, Settings
-from racelab.pytest.plugin import until
+from racelab.pytest.wait_until import until
 from racelab.server import serve
 
 QUESTIONS = [f"Question {number}?" for number in range(150)]

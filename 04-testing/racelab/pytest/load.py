@@ -1,31 +1,34 @@
-"""Load: many agents ask at once, and each call is timed. What came of it is a table.
+"""Let many agents ask at once, time each call, and print the results as a table.
 
     load = await put_load(ask, agents=100, calls=2)
     assert load.answered == 200
     print(load.percentile(0.95))
 
 A test adds its loads to the fixture `load_report`. pytest prints them at its end, and
-with `--chart FILE` draws them. `--load` makes the tests that are marked `load` longer.
+draws them with `--chart FILE.svg`. `--long` makes the tests marked `load` longer.
 """
 
 import asyncio
 import time
 import tracemalloc
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import ceil, nan
+from pathlib import Path
 
 from racelab.model import Ask, Refused
-from racelab.pytest.chart import Chart
 from racelab.settings import Stats
 from racelab.timeline import table
 
 HEAD = ("load", "agents", "calls", "calls/s", "p50", "p95", "p99")
 SEEN = ("lost", "refused", "in flight", "memory")  # by the server: refused, in flight
+PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+INSTALL = "needs matplotlib: pip install -e './04-testing[charts]'"
 
 
 @dataclass(frozen=True)
 class Load:
-    """What so many agents have seen, each of which made so many calls."""
+    """What agents saw that asked at the same time."""
 
     agents: int
     calls: int  # in all
@@ -76,7 +79,7 @@ async def put_load(ask: Ask, agents: int, calls: int) -> Load:
 async def peak_memory(ask: Ask, agents: int) -> int:
     """Bytes that Python needs at most while `agents` ask at the same time, once each.
 
-    Counting takes time: what is timed is not counted, and the other way round.
+    `tracemalloc` slows the code down, so memory and time are measured in separate runs.
     """
     tracemalloc.start()
     try:
@@ -87,21 +90,20 @@ async def peak_memory(ask: Ask, agents: int) -> int:
 
 
 class LoadReport:
-    """Rows of a table, and bars of a chart."""
+    """A table of loads, and a chart of how long their calls took."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[object, ...]] = []
-        self.bars: dict[str, dict[str, float]] = {}
+        self.times: dict[str, list[float]] = {}  # in ms, one for each of PERCENTILES
 
     def add(self, name: str, load: Load, stats: Stats, memory: int = 0) -> None:
-        """`stats` of the server, and bytes of memory, if they were counted."""
-        shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
-        times = {word: load.percentile(share) * 1000 for word, share in shares.items()}
-        self.bars[f"{name}: {load.agents}"] = times
+        """Add the server's `stats`, and bytes of `memory` if they were counted."""
+        times = [load.percentile(share) * 1000 for share in PERCENTILES.values()]
+        self.times[f"{name}: {load.agents}"] = times
         self.rows.append(
             (
                 *(name, load.agents, load.calls, f"{load.per_second:.0f}"),
-                *(f"{milliseconds:.0f} ms" for milliseconds in times.values()),
+                *(f"{milliseconds:.0f} ms" for milliseconds in times),
                 load.calls - load.answered,
                 sum(stats.refused.values()),
                 stats.largest_in_flight,
@@ -112,5 +114,26 @@ class LoadReport:
     def __str__(self) -> str:
         return table((*HEAD, *SEEN), *self.rows)
 
-    def chart(self) -> Chart:
-        return Chart("Time of a call, by number of agents", "ms", self.bars)
+    def draw(self, file: Path) -> None:
+        """Draw the percentiles of each load as an SVG."""
+        from matplotlib.figure import Figure  # not pyplot: no window, no global state
+
+        figure = Figure(figsize=(9, 4.5), layout="constrained")
+        axes = figure.add_subplot()
+        for number, name in enumerate(PERCENTILES):
+            places = [place + number / 4 for place in range(len(self.times))]
+            heights = [times[number] for times in self.times.values()]
+            axes.bar_label(axes.bar(places, heights, 1 / 4, label=name), fmt="%.3g")
+        axes.set_xticks([n + 1 / 4 for n in range(len(self.times))], self.times)
+        axes.set(title="Time of a call, by number of agents", ylabel="ms")
+        axes.legend()
+        figure.savefig(file, format="svg")
+
+
+def why_not_to(file: Path) -> str | None:
+    """Return why no chart can be drawn to `file`, or None if one can."""
+    if file.suffix.lower() != ".svg":
+        return "the name must end in .svg"
+    if not file.parent.is_dir():
+        return f"there is no folder {file.parent}"
+    return None if find_spec("matplotlib") else INSTALL
