@@ -34,7 +34,7 @@ from agents import (
     all_of,
 )
 from racelab.explore.clock import VirtualLoop
-from racelab.server.buckets import Bucket
+from racelab.server.buckets import TokenBucket
 
 FAULTS = ["500", "503", "503 wait", "408", "409", "429", "429 wait", "reset", "hang"]
 FAULTS += ["unreadable", "400", "401", "quota", "quota wait", "crash"]
@@ -240,9 +240,9 @@ class SimulatedServer:
         self.delivered = Counter[str]()
         self.requests = self.tokens = None
         if plan.rpm is not None:
-            self.requests = Bucket(plan.rpm, plan.request_burst, 0.0)
+            self.requests = TokenBucket(plan.rpm, plan.request_burst, 0.0)
         if plan.tpm is not None:
-            self.tokens = Bucket(plan.tpm, plan.token_burst, 0.0)
+            self.tokens = TokenBucket(plan.tpm, plan.token_burst, 0.0)
         self.others = sorted(plan.others, reverse=True)
 
     def refill(self, now: float) -> None:
@@ -258,7 +258,7 @@ class SimulatedServer:
                 bucket.refill(now)
 
     @property
-    def buckets(self) -> tuple[Bucket | None, Bucket | None]:
+    def buckets(self) -> tuple[TokenBucket | None, TokenBucket | None]:
         return self.requests, self.tokens
 
     def remaining(self) -> Remaining:
@@ -328,7 +328,7 @@ class SimulatedServer:
         for bucket, amount in self._due(tokens):
             bucket.take(amount)
 
-    def _due(self, tokens: int) -> Iterator[tuple[Bucket, float]]:
+    def _due(self, tokens: int) -> Iterator[tuple[TokenBucket, float]]:
         for bucket, amount in zip(self.buckets, (1, tokens), strict=True):
             if bucket is not None:
                 yield bucket, amount
