@@ -403,15 +403,9 @@ async def test_choices_share_the_room_for_values(
     assert received.startswith(b"HTTP/1.1 " + status)
 
 
-async def test_pattern_of_a_schema_is_never_run(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*args: Any) -> Any:
-        raise AssertionError("a pattern was run")
-
-    monkeypatch.setattr("re._compile", fail)
-    schema = {"type": "string", "pattern": "^(a+)+$"}
-    body = schema_request(schema)
+async def test_pattern_of_a_schema_is_never_run(server: Server) -> None:
+    """To run this pattern on this text would take longer than the universe is old."""
+    body = schema_request({"type": "string", "pattern": "^(a+)+$"})
     body["messages"] = [{"role": "user", "content": "a" * 5000 + "!"}]
     received = await exchange(server, request(json.dumps(body).encode()))
     assert received.startswith(b"HTTP/1.1 200")
