@@ -26,6 +26,7 @@ def cells(ran: Ran, way: str) -> list[str]:
     return re.split(r"\s{2,}", row)[1:]
 
 
+@pytest.mark.long
 def test_rate_benchmark_counts_what_the_limit_refuses(
     run_inprocess: RunScript, load_script: LoadScript
 ) -> None:
@@ -51,6 +52,7 @@ def test_agents_are_never_refused_under_a_limit(
     assert ", are refused 0x, lose 0.0%" in ran.last_line
 
 
+@pytest.mark.long
 def test_faults_lose_nothing_and_nothing_is_paid_again(
     run_inprocess: RunScript, load_script: LoadScript
 ) -> None:
@@ -107,6 +109,7 @@ def bound_of(load: LoadScript, *faults: Fault) -> tuple[ModuleType, object, Sett
     return module, size, replace(module.settings_of(size, 0), faults=faults)
 
 
+@pytest.mark.long
 def test_queued_questions_take_no_memory_with_agents(
     run_inprocess: RunScript, load_script: LoadScript
 ) -> None:

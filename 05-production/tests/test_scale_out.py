@@ -132,6 +132,7 @@ def counts(ran: Ran) -> dict[str, int]:
     return {name.strip(): int(count) for name, count in lines}
 
 
+@pytest.mark.long
 def test_the_readme_shows_what_the_simulation_prints() -> None:
     assert stale_blocks(FOLDER / "README.md") == []
 

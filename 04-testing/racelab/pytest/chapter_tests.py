@@ -69,7 +69,7 @@ class ChapterTests:
 
     def _parameter(self, found: Path | Block) -> Any:
         if isinstance(found, Block):
-            is_long = found.script.stem.startswith(("benchmark_", "simulate_"))
+            is_long = found.script.stem.startswith(("benchmark_", "whats_"))
             marks = [pytest.mark.long] if is_long else []
             return pytest.param(found, id=str(found), marks=marks)
         ignore = self.chapter.ignored.get(found.stem)

@@ -47,7 +47,7 @@ MARKERS = (
 )
 # Runs that show a race of threads, by switch interval in seconds (0.005 is Python's).
 SWITCHES = {0.005: 50, 1e-6: 10}
-REPEATS = 5
+REPEATS = 3
 LONG = 10  # times as many switched runs with --long, and
 LONG_REPEATS = 20
 LOADS = pytest.StashKey[LoadReport]()
