@@ -16,7 +16,7 @@ LATENCY = 0.05  # seconds: each answer takes exactly this long at the server
 TEAMS = (1, 2, 4, 8, 16)
 CHAIN = 8
 REPEATS = 3
-Way = Callable[[int, Ask], Awaitable[None]]
+Schedule = Callable[[int, Ask], Awaitable[None]]
 
 
 async def one_at_a_time(agents: int, ask: Ask) -> None:
@@ -43,7 +43,7 @@ async def improve(agent: int, draft: asyncio.Task[str], ask: Ask) -> str:
     return await ask(f"You are agent {agent}. Improve this: {(await draft)[:40]}")
 
 
-async def seconds(way: Way, agents: int, ask: Ask) -> float:
+async def seconds(way: Schedule, agents: int, ask: Ask) -> float:
     """The median of a few runs."""
     times = []
     for _ in range(REPEATS):
@@ -53,7 +53,7 @@ async def seconds(way: Way, agents: int, ask: Ask) -> float:
     return statistics.median(times)
 
 
-async def compare(way: Way, agents: int, ask: Ask) -> tuple[float, float]:
+async def compare(way: Schedule, agents: int, ask: Ask) -> tuple[float, float]:
     """Seconds for these agents one at a time, and for the same ones in `way`."""
     return await seconds(one_at_a_time, agents, ask), await seconds(way, agents, ask)
 

@@ -22,7 +22,7 @@ IN_FLIGHT = 4  # at most, in "threads" and in "asyncio"
 LATENCY = 0.03  # seconds: each answer takes exactly this long at the server
 REPEATS = {1: 3, 4: 3, 20: 1, 200: 1}  # calls: how often; many average themselves
 MESSAGES = [{"role": "user", "content": "Name one risk of our launch."}]
-Way = Callable[[int], Awaitable[None]]  # makes that many calls
+MakeCalls = Callable[[int], Awaitable[None]]  # makes that many calls
 Cost = tuple[float, float]  # seconds, and seconds of CPU (the server has its own)
 
 
@@ -54,7 +54,7 @@ async def unbounded(client: AsyncOpenAI, calls: int) -> None:
 
 
 @asynccontextmanager
-async def open_ways(server: LocalServer) -> AsyncIterator[dict[str, Way]]:
+async def open_ways(server: LocalServer) -> AsyncIterator[dict[str, MakeCalls]]:
     """A client for each, because idle connections of another would cost it time."""
     where = {"base_url": server.base_url, "api_key": server.api_key}
     sync = partial(OpenAI, **where, timeout=60, max_retries=0)
@@ -69,13 +69,13 @@ async def open_ways(server: LocalServer) -> AsyncIterator[dict[str, Way]]:
             }
 
 
-async def measure(way: Way, calls: int) -> Cost:
+async def measure(way: MakeCalls, calls: int) -> Cost:
     begin, cpu = time.perf_counter(), time.process_time()
     await way(calls)
     return time.perf_counter() - begin, time.process_time() - cpu
 
 
-async def compare(ways: dict[str, Way], calls: int) -> dict[str, Cost]:
+async def compare(ways: dict[str, MakeCalls], calls: int) -> dict[str, Cost]:
     """Medians. The ways take turns, so that a slow moment strikes them all."""
     costs: dict[str, list[Cost]] = {name: [] for name in ways}
     for _ in range(REPEATS[calls]):

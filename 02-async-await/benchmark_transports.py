@@ -24,7 +24,7 @@ LATENCY = 0.05  # seconds: each answer takes exactly this long at the server
 WAVES = {1: 5, 10: 5, 100: 7, 500: 1}  # in flight: how often so many start together
 DECISIVE = 100  # in flight: the row of the result
 MESSAGES = [{"role": "user", "content": "Name one risk of our launch."}]
-Ask = Callable[[], Awaitable[str]]
+SendCall = Callable[[], Awaitable[str]]
 Cost = tuple[float, float]  # of a call: seconds, and seconds of this process's CPU
 
 
@@ -43,7 +43,7 @@ async def ask_bare(session: aiohttp.ClientSession, server: LocalServer) -> str:
 
 
 @asynccontextmanager
-async def open_clients(server: LocalServer) -> AsyncIterator[dict[str, Ask]]:
+async def open_clients(server: LocalServer) -> AsyncIterator[dict[str, SendCall]]:
     where = {"base_url": server.base_url, "api_key": server.api_key}
     new = partial(AsyncOpenAI, **where, timeout=60, max_retries=0)
     async with (
@@ -58,7 +58,7 @@ async def open_clients(server: LocalServer) -> AsyncIterator[dict[str, Ask]]:
         }
 
 
-async def measure(ask: Ask, in_flight: int) -> Cost:
+async def measure(ask: SendCall, in_flight: int) -> Cost:
     """One wave of calls, and what each of them costs."""
     begin, cpu = time.perf_counter(), time.process_time()
     await asyncio.gather(*(ask() for _ in range(in_flight)))
@@ -66,7 +66,7 @@ async def measure(ask: Ask, in_flight: int) -> Cost:
     return seconds / in_flight, cpu / in_flight
 
 
-async def compare(clients: dict[str, Ask], in_flight: int) -> dict[str, Cost]:
+async def compare(clients: dict[str, SendCall], in_flight: int) -> dict[str, Cost]:
     """Medians. The clients take turns, so that a slow moment strikes them all."""
     costs: dict[str, list[Cost]] = {name: [] for name in clients}
     for _ in range(WAVES[in_flight]):

@@ -26,7 +26,7 @@ import aiolimiter
 import openai
 
 from agents import Limits, Team, openai_ask
-from racelab import LocalServer, ReaderError, Settings, Stats
+from racelab import LocalServer, ReaderError, Settings, Stats, guard
 
 MODEL = "gpt-5.4-mini"
 TRIES = 10  # by hand; refused ones count
@@ -308,5 +308,6 @@ def children(*names: str) -> Iterator[dict[str, BaselineProcess]]:
 
 
 if __name__ == "__main__":
+    guard.install_if_asked()
     with contextlib.suppress(KeyboardInterrupt):  # the parent says so
         asyncio.run(work(sys.argv[1]))

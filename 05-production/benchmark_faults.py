@@ -22,7 +22,7 @@ from racelab import Fault, Settings, local_server, result, start, table
 
 LATENCY = 0.1  # seconds, half as much to half as much again
 HEDGE = 0.3  # seconds: twice as long as the slowest answer
-BASELINES = ("gather", "gather + semaphore", "by hand", "agents")
+COMPARED = ("gather", "gather + semaphore", "by hand", "agents")
 HEDGED = "agents, hedged"
 
 
@@ -85,14 +85,14 @@ def bound(size: Size, settings: Settings) -> float:
 def measure(size: Size) -> tuple[dict[str, list[Seen]], list[float]]:
     """Return what each baseline has cost for each seed, and the bounds."""
     questions = [f"What is risk number {n}?" for n in range(size.questions)]
-    seen: dict[str, list[Seen]] = {name: [] for name in (*BASELINES, HEDGED)}
+    seen: dict[str, list[Seen]] = {name: [] for name in (*COMPARED, HEDGED)}
     limits, bounds = limits_of(size), []
     hedged = replace(limits, hedge=HEDGE)
-    with children(*BASELINES) as kids, local_server() as server:
+    with children(*COMPARED) as kids, local_server() as server:
         for seed in size.seeds:
             settings = settings_of(size, seed)
             bounds.append(bound(size, settings))
-            for name in BASELINES:
+            for name in COMPARED:
                 seen[name].append(kids[name].ask(questions, limits, server, settings))
             more = kids["agents"].ask(questions, hedged, server, settings)
             seen[HEDGED].append(more)

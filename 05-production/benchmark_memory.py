@@ -22,7 +22,7 @@ from racelab import result, start, table
 SHORT = (1_000, 10_000, 30_000)  # counting is slow: so that it takes 15 s
 FULL = (1_000, 10_000, 100_000)
 CONCURRENT = 20
-Baseline = Callable[[int], Awaitable[int]]
+AskMany = Callable[[int], Awaitable[int]]
 
 
 async def ask(question: str) -> str:
@@ -57,13 +57,13 @@ async def agents(number: int) -> int:
     return answered
 
 
-BASELINES: dict[str, Baseline] = {
+IN_MEMORY: dict[str, AskMany] = {
     "gather + semaphore": gather,
     "agents": agents,
 }
 
 
-def peak(baseline: Baseline, number: int) -> int:
+def peak(baseline: AskMany, number: int) -> int:
     """Bytes at most. Raises AssertionError if a question is lost."""
 
     async def run() -> int:
@@ -82,7 +82,7 @@ def main(full: bool = False) -> int:
     print(f"measuring, about {'40' if full else '15'} s", file=sys.stderr)
     queued = FULL if full else SHORT
     peaks = {}
-    for name, baseline in BASELINES.items():
+    for name, baseline in IN_MEMORY.items():
         peak(baseline, queued[0])  # warm up: what is made only once
         peaks[name] = [peak(baseline, number) for number in queued]
     growth = {name: sizes[-1] / sizes[0] for name, sizes in peaks.items()}

@@ -20,7 +20,7 @@ from agents import Limits
 from baselines import BARE, BaselineProcess, Seen, children, share, times, wants_full
 from racelab import LocalServer, Settings, local_server, result, start, table
 
-BASELINES = ("gather", "gather + semaphore", "by hand", "agents")
+COMPARED = ("gather", "gather + semaphore", "by hand", "agents")
 LATENCY = 0.1  # seconds, half as much to half as much again
 RATE = 100  # requests a second
 CONCURRENT = 50  # in flight, for those who can be told
@@ -60,7 +60,7 @@ def count_requests(size: Size, kids: Processes, server: LocalServer) -> Took:
     limits = Limits(concurrency=CONCURRENT, **pace)
     settings = Settings(latency=LATENCY, **pace)
     seen = {
-        name: kids[name].ask(questions, limits, server, settings) for name in BASELINES
+        name: kids[name].ask(questions, limits, server, settings) for name in COMPARED
     }
     ideal = (size.calls - size.burst) / RATE + LATENCY
     show(f"{size.calls:,} questions, {RATE} requests/s", seen, ideal)
@@ -74,7 +74,7 @@ def count_tokens(size: Size, kids: Processes, server: LocalServer) -> Took:
     limits = Limits(concurrency=CONCURRENT, **pace)
     settings = Settings(latency=LATENCY, **pace)
     seen = {
-        name: kids[name].ask(questions, limits, server, settings) for name in BASELINES
+        name: kids[name].ask(questions, limits, server, settings) for name in COMPARED
     }
     tokens = max(it.stats.tokens_billed for it in seen.values())  # nobody lost any
     ideal = (tokens - size.token_burst) / size.token_rate + LATENCY
@@ -98,7 +98,7 @@ def weigh_cpu(size: Size, kids: Processes, server: LocalServer) -> float:
     limits = Limits(concurrency=IN_FLIGHT, **pace)
     settings = Settings(latency=LATENCY / 2, spread=0, **pace)
     questions = [f"What is risk number {n}?" for n in range(2 * IN_FLIGHT)]
-    measured = [name for name in (BARE, *BASELINES) if name != "gather"]
+    measured = [name for name in (BARE, *COMPARED) if name != "gather"]
     costs: dict[str, list[float]] = {name: [] for name in measured}
     for round_ in range(size.rounds + 1):  # they take turns; the first is a warm-up
         for name in measured:
@@ -116,7 +116,7 @@ def weigh_cpu(size: Size, kids: Processes, server: LocalServer) -> float:
 def main(full: bool = False) -> int:
     size = FULL if full else SHORT
     print(f"measuring, about {'3 minutes' if full else '15 s'}", file=sys.stderr)
-    with children(BARE, *BASELINES) as kids, local_server() as server:
+    with children(BARE, *COMPARED) as kids, local_server() as server:
         took = count_requests(size, kids, server), count_tokens(size, kids, server)
         cpu = weigh_cpu(size, kids, server)
     ratios = " and ".join(f"{it.cost.seconds / ideal:.2f}x" for it, ideal in took)

@@ -21,7 +21,7 @@ README = Path(__file__).parents[1] / "README.md"
 TURNS = 50  # of the event loop: more than any of these ways takes to react
 
 
-class Failure(Exception):
+class SiblingFailure(Exception):
     """How a child fails."""
 
 
@@ -44,7 +44,7 @@ class Child:
             await self.stop.wait()
             raise
         if self.fails:
-            raise Failure
+            raise SiblingFailure
         return "answer"
 
     @property
@@ -53,7 +53,7 @@ class Child:
 
 
 Children = list[Child]
-Way = Callable[[Children], Awaitable[Any]]
+Wait = Callable[[Children], Awaitable[Any]]
 
 
 def tasks_of(children: Children) -> list[asyncio.Task[str]]:
@@ -126,7 +126,7 @@ LIMITS = """\
 | `wait(..., timeout=s)` | two sets of tasks | goes on | at once |
 """
 
-WAYS: dict[str, Way] = {
+WAITS: dict[str, Wait] = {
     "`gather`": gather,
     "`gather(return_exceptions=True)`": gather_exceptions,
     "`TaskGroup`": task_group,
@@ -157,10 +157,10 @@ def what_it_gets(caller: asyncio.Task[Any]) -> str:
     if caller.cancelled():
         return "`CancelledError`"
     if error := caller.exception():
-        names = {Failure: "the failure", ExceptionGroup: "an `ExceptionGroup`"}
+        names = {SiblingFailure: "the failure", ExceptionGroup: "an `ExceptionGroup`"}
         return names.get(type(error), f"`{type(error).__name__}`")
     match caller.result():
-        case [Failure(), *_]:
+        case [SiblingFailure(), *_]:
             return "a list with the failure in it"
         case (set(), set()):
             return "two sets of tasks"
@@ -171,11 +171,11 @@ def what_it_gets(caller: asyncio.Task[Any]) -> str:
 class Scene:
     """A caller that waits for children in some way, until the test is over."""
 
-    def __init__(self, way: Way, team: int) -> None:
+    def __init__(self, way: Wait, team: int) -> None:
         self.children = [Child() for _ in range(team)]
         self.caller = asyncio.create_task(self._call(way))
 
-    async def _call(self, way: Way) -> Any:
+    async def _call(self, way: Wait) -> Any:
         return await way(self.children)
 
     async def __aenter__(self) -> "Scene":
@@ -214,7 +214,7 @@ class Scene:
 @pytest.mark.parametrize("row", rows(PROMISES), ids=lambda row: row[0])
 async def test_when_a_child_fails(row: tuple[str, ...]) -> None:
     name, gets, siblings_do, goes_on, *_ = row
-    async with Scene(WAYS[name], 1 if siblings_do == "(one child)" else 2) as scene:
+    async with Scene(WAITS[name], 1 if siblings_do == "(one child)" else 2) as scene:
         failing, *siblings = scene.children
         failing.fails = True
         failing.end.set()
@@ -228,7 +228,7 @@ async def test_when_a_child_fails(row: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("row", rows(PROMISES), ids=lambda row: row[0])
 async def test_when_the_caller_is_cancelled(row: tuple[str, ...]) -> None:
     name, _, siblings_do, _, children_do, goes_on = row
-    async with Scene(WAYS[name], 1 if siblings_do == "(one child)" else 2) as scene:
+    async with Scene(WAITS[name], 1 if siblings_do == "(one child)" else 2) as scene:
         scene.caller.cancel()
         await some_turns()
         fates = {scene.fate(child) for child in scene.children}
@@ -240,7 +240,7 @@ async def test_when_the_caller_is_cancelled(row: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("row", rows(LIMITS), ids=lambda row: row[0])
 async def test_when_time_is_up(row: tuple[str, ...]) -> None:
     name, gets, child_does, goes_on = row
-    async with Scene(WAYS[name], 1) as scene:
+    async with Scene(WAITS[name], 1) as scene:
         fate = scene.fate(scene.children[0], many=False)
         went_on = await scene.end_one_by_one()
         assert went_on.replace("all have", "it has") == goes_on
@@ -257,7 +257,7 @@ async def test_when_time_is_up(row: tuple[str, ...]) -> None:
     ],
 )
 async def test_when_a_child_succeeds_only_first_completed_returns(
-    way: Way, goes_on: str
+    way: Wait, goes_on: str
 ) -> None:
     async with Scene(way, 2) as scene:
         scene.children[0].end.set()
@@ -280,7 +280,7 @@ async def test_children_that_go_on_reach_their_end() -> None:
 @pytest.mark.parametrize(
     ("way", "seen"), [(gather, 1), (task_group, 2)], ids=["gather", "TaskGroup"]
 )
-async def test_of_two_failures_gather_shows_one(way: Way, seen: int) -> None:
+async def test_of_two_failures_gather_shows_one(way: Wait, seen: int) -> None:
     async with Scene(way, 2) as scene:
         for child in scene.children:
             child.fails = True
@@ -293,7 +293,7 @@ async def test_of_two_failures_gather_shows_one(way: Way, seen: int) -> None:
 
 async def test_after_a_failure_as_completed_can_go_on() -> None:
     async def fails() -> str:
-        raise Failure
+        raise SiblingFailure
 
     async def answers() -> str:
         return "answer"
@@ -302,13 +302,13 @@ async def test_after_a_failure_as_completed_can_go_on() -> None:
     for finished in asyncio.as_completed([fails(), answers()]):
         try:
             got.append(await finished)
-        except Failure:
+        except SiblingFailure:
             got.append("failure")
     assert sorted(got) == ["answer", "failure"]
 
 
 async def fails() -> None:
-    raise Failure
+    raise SiblingFailure
 
 
 # A myth of the README, and the line that proves it wrong.

@@ -96,13 +96,13 @@ def test_two_threads_need_two_copies_of_a_context() -> None:
 
     def stay() -> str:
         inside.set()
-        assert leave.wait(60)
+        assert leave.wait(600)
         return RUN.get()
 
     with ThreadPoolExecutor(1) as pool:
         stays = pool.submit(context.run, stay)
         try:
-            assert inside.wait(60)
+            assert inside.wait(600)
             with pytest.raises(RuntimeError, match="cannot enter context"):
                 context.run(RUN.get)
             assert context.copy().run(RUN.get) == "a"
@@ -266,11 +266,11 @@ def test_what_a_thread_has_begun_cannot_be_cancelled() -> None:
 
     def tool() -> bool:
         begun.set()
-        return end.wait(60)
+        return end.wait(600)
 
     with ThreadPoolExecutor(1) as pool:
         running, waiting = pool.submit(tool), pool.submit(tool)
-        assert begun.wait(60)
+        assert begun.wait(600)
         assert not running.cancel()
         assert waiting.cancel()  # no thread has taken it yet
         end.set()
@@ -361,6 +361,6 @@ async def test_the_way_back_keeps_the_context() -> None:
         return RUN.get()
 
     def tool() -> str:
-        return asyncio.run_coroutine_threadsafe(agent(), loop).result(timeout=60)
+        return asyncio.run_coroutine_threadsafe(agent(), loop).result(timeout=600)
 
     assert await asyncio.to_thread(tool) == "scout-1"

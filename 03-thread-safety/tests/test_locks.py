@@ -97,7 +97,7 @@ def test_the_loop_stands_still_in_every_order_tried(load_script: LoadScript) -> 
         dog = Watchdog(lambda timeline=timeline: str(timeline), stuck_after=0.002)
         with let_go(module, "loop"):
             dog.start("loop", asyncio.run, module.run(fake_ask(seed), timeline, dog))
-            assert Lock.waits.acquire(timeout=60)
+            assert Lock.waits.acquire(timeout=600)
             assert len(dog.watch()) == 4  # three agents and the loop
             marks = [timeline.of(agent) for agent in timeline.agents]
             assert marks == [["holds the lock"], [], [], []]
@@ -120,8 +120,8 @@ class BothWait(Watchdog):
     """Looks when each of two waits for a lock: from then on, nothing can change."""
 
     def watch(self) -> list[str]:
-        assert Lock.waits.acquire(timeout=60)
-        assert Lock.waits.acquire(timeout=60)
+        assert Lock.waits.acquire(timeout=600)
+        assert Lock.waits.acquire(timeout=600)
         return super().watch()
 
 
@@ -168,7 +168,7 @@ def from_threads(
     selector, timeline = Asleep(), Timeline(*module.AGENTS, "boss")
 
     def ask(question: str) -> str:
-        assert selector.asleep.wait(60)
+        assert selector.asleep.wait(600)
         return question
 
     loop = asyncio.SelectorEventLoop(selector)
@@ -188,7 +188,7 @@ def join(*names: str) -> None:
     """Wait until the threads of these names have ended."""
     for thread in threading.enumerate():
         if thread.name in names:
-            thread.join(60)
+            thread.join(600)
             assert not thread.is_alive()
 
 

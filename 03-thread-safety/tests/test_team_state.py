@@ -172,7 +172,7 @@ def test_benchmark_threads_wait_for_the_model_together(
 ) -> None:
     """Four threads meet in the model, so that no design asks while it holds a lock."""
     monkeypatch.syspath_prepend(chapter)
-    module, all_ask = load_script("benchmark_team_state.py"), Barrier(4, timeout=60)
+    module, all_ask = load_script("benchmark_team_state.py"), Barrier(4, timeout=600)
 
     def ask(question: str) -> str:
         all_ask.wait()

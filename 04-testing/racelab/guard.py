@@ -15,7 +15,7 @@ class LeftTheMachine(OSError):
 
 
 def install() -> None:
-    """Guard this process and its Python children that import racelab, until they end.
+    """Guard this process until it ends, and its children that call `racelab.start`.
 
     Uses an audit hook (PEP 578), so no library can go around it.
     """

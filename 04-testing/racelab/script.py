@@ -60,11 +60,11 @@ def _unexpected(error: BaseException) -> int:
     _give_up_unwritten_output()
     if os.environ.get("RACELAB_TRACEBACK"):
         traceback.print_exception(error)
-    _say(describe(error))
+    _say(error_line(error))
     return UNEXPECTED
 
 
-def describe(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """One line about `error`: its words, and where, unless it is meant for readers."""
     words = " ".join(str(error).split())
     if isinstance(error, ReaderError):

@@ -18,17 +18,17 @@ class BadSetting(ReaderError, ValueError):
 
 @dataclass(frozen=True)
 class Fault:
-    """One kind of trouble, and the calls that it strikes.
+    """One kind of trouble, and the calls that meet it.
 
     `500`, `503`, `429` answer with that status; `reset` resets the connection at once,
     `hang` never answers, `slow` answers (or streams) ten times slower, `cut` breaks off
     in the middle of the body, `malformed` answers 200 with broken JSON. Only `slow`,
     `cut` and `malformed` calls are billed, and only `slow` ones are answered.
 
-    A call is struck when its number is in `calls` (the first call since the last reset
-    is 1; refused ones count), or its question contains `question`, or with
-    `probability`, drawn from the seed and the call's number. A rule without any of the
-    three strikes no call. Of several rules that fit, the first strikes.
+    A rule applies to a call when its number is in `calls` (the first call since the
+    last reset is 1, and refused ones count), or its question contains `question`, or
+    with `probability`, drawn from the seed and the call's number. A rule without any of
+    the three applies to no call. Of several rules that fit, the first applies.
     """
 
     kind: str

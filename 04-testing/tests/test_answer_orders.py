@@ -754,7 +754,7 @@ def test_an_unstoppable_task_is_a_clear_error(
 def test_a_task_that_spins_when_cancelled_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("racelab.explore.controlled_loop.MAX_TURNS", 10)
+    monkeypatch.setattr("racelab.explore.controlled_loop.MAX_BUSY_TURNS", 10)
 
     async def run(ask: Ask) -> None:
         async def spins() -> None:

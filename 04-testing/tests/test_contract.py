@@ -117,7 +117,10 @@ def test_first_readme_block_is_fresh(block: Block, reader: Reader) -> None:
 
 
 def test_local_links_lead_somewhere() -> None:
-    for readme in [ROOT / "README.md", *(folder / "README.md" for folder in FOLDERS)]:
+    inner = [
+        readme for folder in FOLDERS for readme in sorted(folder.rglob("README.md"))
+    ]
+    for readme in [ROOT / "README.md", *inner]:
         links = re.findall(r"\]\((?!https?://)([^)#]*)", readme.read_text("utf-8"))
         missing = [link for link in links if not (readme.parent / link).exists()]
         assert missing == [], readme

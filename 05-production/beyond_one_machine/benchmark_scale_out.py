@@ -39,7 +39,7 @@ CONCURRENT = 50
 CALLS = 1_000  # without a limit
 TAKES = 2_000
 LIMITED = Limits(rpm=60 * RATE, concurrency=CONCURRENT)
-UNLIMITED = Limits(rpm=1e9, concurrency=CONCURRENT)
+NO_LIMIT = Limits(rpm=1e9, concurrency=CONCURRENT)
 SERVER = Settings(latency=0.05)
 Cells = tuple[object, ...]
 
@@ -91,11 +91,11 @@ async def here(server: LocalServer) -> float:
     return CALLS / seconds(server)
 
 
-async def microseconds(pace: RateLimiter) -> float:
+async def microseconds(limiter: RateLimiter) -> float:
     for takes in (100, TAKES):
         begun = time.perf_counter()
         for _ in range(takes):
-            await pace.acquire(0)
+            await limiter.acquire(0)
     return (time.perf_counter() - begun) / TAKES * 1e6
 
 
@@ -107,14 +107,14 @@ async def price() -> tuple[float, float]:
 
     name = uuid4().hex
     limiter: Any = ray.remote(RayLimiter)
-    limiter = limiter.options(name=name, num_cpus=0).remote(UNLIMITED)
+    limiter = limiter.options(name=name, num_cpus=0).remote(NO_LIMIT)
     await limiter.counts.remote()
     remote = RemoteLimiter(name)
-    async with LeasedRateLimiter(UNLIMITED, remote, "benchmark") as pace:
-        leased = await microseconds(pace)
+    async with LeasedRateLimiter(NO_LIMIT, remote, "benchmark") as leased_limiter:
+        leased = await microseconds(leased_limiter)
         await limiter.close.remote()
         await remote.last
-    return leased, await microseconds(RateLimiter(UNLIMITED, Random()))
+    return leased, await microseconds(RateLimiter(NO_LIMIT, Random()))
 
 
 async def under_a_limit(server: LocalServer) -> list[Cells]:
@@ -135,7 +135,7 @@ async def without(server: LocalServer) -> list[Cells]:
     rows: list[Cells] = [("workers", "calls/s", "of each")]
     alone = await here(server)
     rows.append(("no Ray, one process", f"{alone:.0f}", f"{alone:.0f}"))
-    async with open_group(server, UNLIMITED) as group:
+    async with open_group(server, NO_LIMIT) as group:
         for workers in WORKERS:
             server.reset(SERVER)
             await answer(group, workers, CALLS)

@@ -126,10 +126,12 @@ class Worker:
         if job.journals is not None:
             file = job.journals / f"worker-{self._number}.db"
             journal = self._stack.enter_context(await open_journal(file))
-        pace = await enter(
+        rate_limiter = await enter(
             LeasedRateLimiter(job.limits, self._limiter, name, job.batch)
         )
-        return await enter(Team(ask, job.limits, rate_limiter=pace, journal=journal))
+        return await enter(
+            Team(ask, job.limits, rate_limiter=rate_limiter, journal=journal)
+        )
 
     async def close(self) -> None:
         """When the limiter is closed; so nothing waits for it when it ends."""

@@ -100,7 +100,7 @@ async def show(board: Board, file: TextIO | None = None) -> AsyncIterator[None]:
     """Show the board on stderr inside the `async with`. It never stops the work."""
     console = Console(file=file or sys.stderr)
     lively = console.is_terminal and not console.is_dumb_terminal
-    task = asyncio.create_task((draw if lively else tell)(board, console))
+    task = asyncio.create_task((draw if lively else print_changes)(board, console))
     try:
         yield
     finally:
@@ -118,7 +118,7 @@ async def draw(board: Board, console: Console) -> None:
             live.update(board.picture(console.width), refresh=True)
 
 
-async def tell(board: Board, console: Console) -> None:
+async def print_changes(board: Board, console: Console) -> None:
     while True:
         try:
             async with asyncio.timeout(EVERY):

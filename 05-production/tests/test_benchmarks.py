@@ -32,7 +32,7 @@ def test_rate_benchmark_counts_what_the_limit_refuses(
 ) -> None:
     """Whether `agents` keeps to a rate is tested in virtual time, not here."""
     small = load_script(RATE).Size(8, 4, 5, 100_000, 10_000, 1)
-    ran = run_inprocess(RATE, BASELINES=TWO, SHORT=small, RATE=20, IN_FLIGHT=2)
+    ran = run_inprocess(RATE, COMPARED=TWO, SHORT=small, RATE=20, IN_FLIGHT=2)
     lost = cells(ran, "agents")[2]
     assert lost == "0.0%"
     assert cells(ran, "gather")[1] != "0x"
@@ -47,7 +47,7 @@ def test_agents_are_never_refused_under_a_limit(
 ) -> None:
     # So few at once, so slowly then, that a busy machine does not matter.
     small = load_script(RATE).Size(12, 8, 5, 25_000, 10_000, 1)
-    ran = run_inprocess(RATE, BASELINES=TWO, SHORT=small, RATE=4, IN_FLIGHT=2)
+    ran = run_inprocess(RATE, COMPARED=TWO, SHORT=small, RATE=4, IN_FLIGHT=2)
     assert cells(ran, "agents")[1:3] == ["0x", "0.0%"]
     assert ", are refused 0x, lose 0.0%" in ran.last_line
 
@@ -56,7 +56,7 @@ def test_agents_are_never_refused_under_a_limit(
 def test_faults_lose_nothing_and_nothing_is_paid_again(
     run_inprocess: RunScript, load_script: LoadScript
 ) -> None:
-    def struck(size: object, seed: int) -> Settings:
+    def faulty_settings(size: object, seed: int) -> Settings:
         kinds = ("malformed", "reset", "500", "500", "malformed")
         return Settings(
             latency=0.01,
@@ -65,7 +65,7 @@ def test_faults_lose_nothing_and_nothing_is_paid_again(
 
     small = load_script(FAULTS).Size(20, 1000, 1000, 60.0, (0,))
     ran = run_inprocess(
-        FAULTS, BASELINES=TWO, SHORT=small, settings_of=struck, HEDGE=0.1
+        FAULTS, COMPARED=TWO, SHORT=small, settings_of=faulty_settings, HEDGE=0.1
     )
     assert cells(ran, "agents")[1:4] == ["0x", "0.0%", "0x"]
     assert cells(ran, "agents, hedged")[1:3] == ["0x", "0.0%"]
@@ -115,10 +115,10 @@ def test_queued_questions_take_no_memory_with_agents(
 ) -> None:
     module = load_script(MEMORY)
     held = {
-        way: [module.peak(module.BASELINES[way], number) for number in (50, 50, 500)][
+        way: [module.peak(module.IN_MEMORY[way], number) for number in (50, 50, 500)][
             1:
         ]
-        for way in module.BASELINES
+        for way in module.IN_MEMORY
     }
     few, many = held["gather + semaphore"]
     assert many > 5 * few

@@ -18,7 +18,7 @@ from agents import Answer, Ask, Journal, JournalError, Limits, Outcome, Team, op
 from racelab import LocalServer
 
 KEY = "topsecret-4f9c2e71d8a65b03"
-LONG = 10_000  # characters: more than a page of the file
+LONG_TEXT = 10_000  # characters: more than a page of the file
 ROWS = "SELECT question, number, outcome, text FROM requests ORDER BY 1, 2"
 unix_only = pytest.mark.skipif(os.name == "nt", reason="folders as Unix has them")
 
@@ -280,7 +280,7 @@ async def test_full_disk_is_one_error_and_stops_asking(
     path, asked, got = tmp_path / "run.db", Counter[str](), list[Outcome]()
     with Journal(path) as journal:
         full(journal)
-        async with Team(counting(asked, LONG), journal=journal) as team:
+        async with Team(counting(asked, LONG_TEXT), journal=journal) as team:
             with pytest.raises(JournalError) as error:
                 await collect(team.run(map(str, range(1000))), got)
             assert asyncio.all_tasks() == {asyncio.current_task()}

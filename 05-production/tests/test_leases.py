@@ -23,7 +23,6 @@ from racelab.server.buckets import TokenBucket
 
 pytestmark = pytest.mark.virtual_time
 RATE = 20  # requests a second, of all workers
-LONG = pytest.mark.long
 LIMITS = Limits(rpm=60 * RATE, request_burst=RATE, concurrency=30, deadline=1e6)
 
 
@@ -533,7 +532,8 @@ async def test_a_limiter_without_a_limit_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "seed", [*range(20), *(pytest.param(n, marks=LONG) for n in range(20, 100))]
+    "seed",
+    [*range(20), *(pytest.param(n, marks=pytest.mark.long) for n in range(20, 100))],
 )
 async def test_random_crashes_stay_within_the_limit_and_lose_nothing(seed: int) -> None:
     """Any workers, batches, delays; the limiter and workers die at any moment."""

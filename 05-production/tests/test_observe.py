@@ -2,21 +2,14 @@
 
 import asyncio
 import logging
-from random import Random
 
 import pytest
+from fixed_draws import Shortest
 
 from agents import Event, Limits, StatusError, Summary, Team, all_of, log_to
 from agents.observe import KINDS
 
 LOGGER = logging.getLogger("a team")
-
-
-class Shortest(Random):
-    """Of all that is drawn, the least."""
-
-    def uniform(self, a: float, b: float) -> float:
-        return a
 
 
 async def watched(*faults: Exception, **limits: int) -> tuple[list[Event], Summary]:

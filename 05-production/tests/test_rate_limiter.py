@@ -7,6 +7,7 @@ import asyncio
 from random import Random
 
 import pytest
+from fixed_draws import Longest
 
 from agents import Answer, Limits, RateLimiter, Remaining, StatusError, Team, TooLarge
 from racelab.server.buckets import KeyLimits
@@ -14,13 +15,6 @@ from racelab.server.errors import ApiError
 from racelab.settings import Settings
 
 TICK = 1e-6  # seconds: what floats, and the server, do not tell from nothing
-
-
-class Longest(Random):
-    """Of all that is drawn, the largest."""
-
-    def uniform(self, a: float, b: float) -> float:
-        return b
 
 
 def now() -> float:

@@ -28,7 +28,6 @@ from beyond_one_machine.scale_out_ray import (
     read,
 )
 from racelab import Fault, LocalServer, ReaderError, Settings, start
-from racelab.pytest.readme_check import stale_blocks
 from racelab.pytest.run_scripts import Ran, run_as_reader
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -130,11 +129,6 @@ def script(*arguments: str) -> Ran:
 def counts(ran: Ran) -> dict[str, int]:
     lines = [line.rsplit(None, 1) for line in ran.out.splitlines()[1:-1]]
     return {name.strip(): int(count) for name, count in lines}
-
-
-@pytest.mark.long
-def test_the_readme_shows_what_the_simulation_prints() -> None:
-    assert stale_blocks(FOLDER / "README.md") == []
 
 
 @pytest.mark.parametrize("script", [scale_out_ray, benchmark_scale_out])

@@ -13,6 +13,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from fixed_draws import Longest, Shortest
 
 from agents import (
     Answer,
@@ -30,18 +31,6 @@ from agents import (
 from agents.retry import backoff
 
 virtual_time = pytest.mark.virtual_time
-
-
-class Longest(Random):
-    """Of all that is drawn, the largest."""
-
-    def uniform(self, a: float, b: float) -> float:
-        return b
-
-
-class Shortest(Random):
-    def uniform(self, a: float, b: float) -> float:
-        return a
 
 
 class FakeModel:

@@ -30,8 +30,8 @@ from racelab.timeline import Timeline
 from racelab.where import caller, describe, frames_of_task, tasks_of, waiting
 
 Ts = TypeVarTuple("Ts")
-MAX_TURNS = 1_000  # of the loop without a pause: some task waits by `sleep(0)`
-CANCEL_ATTEMPTS = 100  # to stop the tasks that a run leaves behind
+MAX_BUSY_TURNS = 1_000  # of the loop without a pause: some task waits by `sleep(0)`
+MAX_CANCELS = 100  # to stop the tasks that a run leaves behind
 OUT_OF_CONTROL = (
     (threading.Thread, "start", "a thread"),
     (concurrent.futures.ThreadPoolExecutor, "submit", "a thread"),
@@ -76,7 +76,7 @@ class ControlledLoop(VirtualLoop):
         self.held: dict[str, Callable[[], object]] = {}  # steps of tasks, if permuted
         self.counts = Counter[str]()
         self.starting: list[str] = []  # tasks that are being created
-        self.now, self.jumps, self.spins, self.attempts = 0.0, 0, 0, 0
+        self.now, self.jumps, self.spins, self.cancels = 0.0, 0, 0, 0
         self.ended, self.kind, self.message = False, "", ""
         self.broken: Exception | None = None
         self.set_exception_handler(lambda *_: None)  # what asyncio would only log
@@ -139,8 +139,10 @@ class ControlledLoop(VirtualLoop):
     # The choices
 
     def turn(self, timeout: float | None) -> Events:
-        self.spins = 0 if timeout is None or self.spins > MAX_TURNS else self.spins + 1
-        pause = timeout is None or self.spins > MAX_TURNS
+        self.spins = (
+            0 if timeout is None or self.spins > MAX_BUSY_TURNS else self.spins + 1
+        )
+        pause = timeout is None or self.spins > MAX_BUSY_TURNS
         try:
             if pause and not self.ended:
                 self._next(all_wait=timeout is None)
@@ -263,15 +265,15 @@ class ControlledLoop(VirtualLoop):
             for generator in list(self.generators):
                 self._finalize(generator)
             self.generators.clear()
-            self.attempts += 1
+            self.cancels += 1
         elif not left and all_wait:
             self.stop()
-        elif self.attempts > CANCEL_ATTEMPTS:
+        elif self.cancels > MAX_CANCELS:
             self.broken = LeftBehind(f"cannot be stopped: {'; '.join(waiting(self))}")
             self.stop()
-        elif pause or not self.attempts:
-            choices = self._choices() if self.attempts % 10 else []
-            self.attempts += 1
+        elif pause or not self.cancels:
+            choices = self._choices() if self.cancels % 10 else []
+            self.cancels += 1
             if choices:
                 self._do(choices[0])  # what is left may need it to come to an end
             for task in left if not choices else ():

@@ -24,6 +24,7 @@ from racelab.pytest.run_scripts import Ran, Reader, RunScript, chapter_of
 
 LOCAL = "model: local server, no key needed\n"
 WORDS = ("OK", "BROKEN")  # by exit status
+LONG_OUTPUTS = ("benchmark_", "simulate_", "whats_")  # checked only with --long
 Numbers = tuple[int | range, ...]  # in a last line; a range allows any of its numbers
 
 
@@ -57,7 +58,10 @@ class ChapterTests:
             ("readers_script", pairs(folder)),
             ("repeated_script", self._repeated(folder)),
             ("solution", sorted(folder.glob("solutions/*.py"))),
-            ("block", blocks_of(folder / "README.md")),
+            (
+                "block",
+                [b for r in sorted(folder.rglob("README.md")) for b in blocks_of(r)],
+            ),
         ):
             if name in metafunc.fixturenames:
                 parameters = [self._parameter(each) for each in found]
@@ -69,7 +73,7 @@ class ChapterTests:
 
     def _parameter(self, found: Path | Block) -> Any:
         if isinstance(found, Block):
-            is_long = found.script.stem.startswith(("benchmark_", "whats_"))
+            is_long = found.script.stem.startswith(LONG_OUTPUTS)
             marks = [pytest.mark.long] if is_long else []
             return pytest.param(found, id=str(found), marks=marks)
         ignore = self.chapter.ignored.get(found.stem)

@@ -48,7 +48,7 @@ MARKERS = (
 # Runs that show a race of threads, by switch interval in seconds (0.005 is Python's).
 SWITCHES = {0.005: 50, 1e-6: 10}
 REPEATS = 3
-LONG = 10  # times as many switched runs with --long, and
+LONG_SWITCHES = 10  # times as many switched runs with --long, and
 LONG_REPEATS = 20
 LOADS = pytest.StashKey[LoadReport]()
 
@@ -215,7 +215,7 @@ def switch_intervals(
 
     `for _ in switch_intervals` repeats a run as often as it takes to show a race.
     """
-    more = LONG if pytestconfig.getoption("--long") else 1
+    more = LONG_SWITCHES if pytestconfig.getoption("--long") else 1
     before = sys.getswitchinterval()
     sys.setswitchinterval(request.param)
     yield range(more * SWITCHES[request.param])
