@@ -73,7 +73,7 @@ def parsed(arguments: list[str] | None = None) -> Namespace:
 def check_ray() -> None:
     if find_spec("ray") is None:
         file = CHAPTER / "beyond_one_machine" / "requirements.txt"
-        raise ReaderError(f"Ray is not installed: pip install -r {file}")
+        raise ReaderError(f'Ray is not installed: pip install -r "{file}"')
 
 
 @contextmanager

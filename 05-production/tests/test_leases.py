@@ -30,7 +30,7 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-class Account:
+class SharedAccount:
     """The provider's side: refuses what is above the limits; notes who sent when."""
 
     def __init__(self, limits: Limits, latency: float = 0.3) -> None:
@@ -120,7 +120,7 @@ class FakeRemoteLimiter:
 @asynccontextmanager
 async def team(
     remote: FakeRemoteLimiter,
-    account: Account,
+    account: SharedAccount,
     worker: str,
     tokens: float = 0,
     **more: Any,
@@ -143,7 +143,11 @@ def questions(worker: str, count: int) -> Iterator[str]:
 
 
 async def work(
-    remote: FakeRemoteLimiter, account: Account, worker: str, count: int, **more: Any
+    remote: FakeRemoteLimiter,
+    account: SharedAccount,
+    worker: str,
+    count: int,
+    **more: Any,
 ) -> list[str]:
     """What a worker answered of so many questions."""
     async with team(remote, account, worker, **more) as its:
@@ -152,7 +156,7 @@ async def work(
 
 
 async def work_all(
-    remote: FakeRemoteLimiter, account: Account, workers: int, count: int
+    remote: FakeRemoteLimiter, account: SharedAccount, workers: int, count: int
 ) -> float:
     """So many workers answer as many questions each: all. Gives the seconds."""
     names = [f"w{number}" for number in range(workers)]
@@ -168,7 +172,7 @@ async def work_all(
 async def test_all_workers_together_use_exactly_the_limit(
     workers: int, delay: float
 ) -> None:
-    remote, account = FakeRemoteLimiter(delay=delay), Account(LIMITS)
+    remote, account = FakeRemoteLimiter(delay=delay), SharedAccount(LIMITS)
     count = 1200 // workers
     seconds = await work_all(remote, account, workers, count)
     assert account.refused == []
@@ -177,7 +181,7 @@ async def test_all_workers_together_use_exactly_the_limit(
 
 async def test_tokens_keep_to_their_limit_too() -> None:
     limits = Limits(tpm=60_000, token_burst=1_000, concurrency=30, deadline=1e6)
-    remote, account = FakeRemoteLimiter(limits), Account(limits)
+    remote, account = FakeRemoteLimiter(limits), SharedAccount(limits)
     small, large = await asyncio.gather(
         work(remote, account, "small", 200, tokens=50),
         work(remote, account, "large", 20, tokens=990),
@@ -189,7 +193,7 @@ async def test_tokens_keep_to_their_limit_too() -> None:
 
 async def test_tokens_that_were_not_used_are_leased_again() -> None:
     limits = Limits(tpm=60_000, token_burst=1_000, concurrency=10, deadline=1e6)
-    remote, account = FakeRemoteLimiter(limits), Account(limits, latency=0.5)
+    remote, account = FakeRemoteLimiter(limits), SharedAccount(limits, latency=0.5)
 
     async def ask(question: str) -> Answer:
         return await account.ask_of("w", 20)(question)
@@ -216,7 +220,7 @@ async def test_tokens_beyond_the_estimate_come_from_the_next_lease() -> None:
 
 
 async def test_the_limiter_is_not_asked_for_each_call() -> None:
-    remote, account = FakeRemoteLimiter(), Account(LIMITS)
+    remote, account = FakeRemoteLimiter(), SharedAccount(LIMITS)
     await work_all(remote, account, 4, 300)
     assert len(account.sent) == 1200
     assert remote.calls <= 1200 / 10 * 1.3
@@ -224,14 +228,14 @@ async def test_the_limiter_is_not_asked_for_each_call() -> None:
 
 async def test_single_calls_share_leases_too() -> None:
     limits = Limits(rpm=60_000, concurrency=1, deadline=1e6)
-    remote, account = FakeRemoteLimiter(limits), Account(limits, latency=0.02)
+    remote, account = FakeRemoteLimiter(limits), SharedAccount(limits, latency=0.02)
     await work(remote, account, "w", 300)
     assert remote.calls <= 300 / 10 * 1.5
 
 
 async def test_idle_leases_do_not_add_up_to_a_burst() -> None:
     """Two have asked for one call, and have been given more, as there was plenty."""
-    remote, account = FakeRemoteLimiter(delay=0.0), Account(LIMITS)
+    remote, account = FakeRemoteLimiter(delay=0.0), SharedAccount(LIMITS)
 
     async def send(rate_limiter: LeasedRateLimiter, calls: int) -> None:
         for _ in range(calls):
@@ -258,7 +262,7 @@ async def test_idle_leases_do_not_add_up_to_a_burst() -> None:
 
 async def test_low_rate_grants_less_than_a_batch() -> None:
     limits = Limits(rpm=60, request_burst=60, concurrency=10, deadline=1e6)
-    remote, account = FakeRemoteLimiter(limits), Account(limits)
+    remote, account = FakeRemoteLimiter(limits), SharedAccount(limits)
     await work(remote, account, "w", 10)
     assert [round(at) for at, _ in account.sent] == list(range(1, 11))
 
@@ -277,7 +281,7 @@ async def test_lease_of_a_dead_worker_is_written_off() -> None:
 
 async def test_finished_worker_releases_its_lease() -> None:
     """It says that its lease is used up; else it would count until it is void."""
-    remote, account = FakeRemoteLimiter(delay=0.0), Account(LIMITS)
+    remote, account = FakeRemoteLimiter(delay=0.0), SharedAccount(LIMITS)
     for number in range(30):
         await work(remote, account, f"w{number}", 10)
     ended = now()
@@ -310,7 +314,7 @@ async def test_a_lease_is_void_after_a_while() -> None:
 
 
 async def test_a_limiter_that_starts_lets_no_burst_through() -> None:
-    remote, account = FakeRemoteLimiter(delay=0.0), Account(LIMITS)
+    remote, account = FakeRemoteLimiter(delay=0.0), SharedAccount(LIMITS)
     async with team(remote, account, "w") as its:
         async for _ in its.run(questions("w", 40)):
             pass
@@ -319,7 +323,7 @@ async def test_a_limiter_that_starts_lets_no_burst_through() -> None:
 
 @pytest.mark.parametrize("at", [0.5, 1.0, 1.73, 2.0, 3.3])
 async def test_a_limiter_that_is_restarted_lets_no_burst_through(at: float) -> None:
-    remote, account = FakeRemoteLimiter(), Account(LIMITS)
+    remote, account = FakeRemoteLimiter(), SharedAccount(LIMITS)
     asyncio.get_running_loop().call_later(at, remote.restart)
     await work_all(remote, account, 5, 40)
     assert account.refused == []
@@ -340,7 +344,7 @@ async def test_restarted_limiter_learns_of_a_pause() -> None:
 
 
 async def test_a_429_seen_by_one_worker_pauses_all() -> None:
-    remote, account = FakeRemoteLimiter(), Account(LIMITS)
+    remote, account = FakeRemoteLimiter(), SharedAccount(LIMITS)
     storm = (5.0, 9.0)
 
     def begin() -> None:
@@ -356,7 +360,7 @@ async def test_a_429_seen_by_one_worker_pauses_all() -> None:
 
 
 async def test_workers_resume_at_the_rate_after_a_pause() -> None:
-    remote, account = FakeRemoteLimiter(), Account(LIMITS)
+    remote, account = FakeRemoteLimiter(), SharedAccount(LIMITS)
     async with LeasedRateLimiter(LIMITS, remote, "who sees it") as rate_limiter:
         await rate_limiter.acquire(0)
         open_at = now() + rate_limiter.refused(5, 0)
@@ -450,7 +454,7 @@ async def test_a_refused_call_goes_first() -> None:
 
 
 async def test_workers_take_turns() -> None:
-    remote, account = FakeRemoteLimiter(), Account(LIMITS)
+    remote, account = FakeRemoteLimiter(), SharedAccount(LIMITS)
     await work_all(remote, account, 5, 100)
     leases = [worker for worker, _ in itertools.groupby(w for _, w in account.sent)]
     for turn in range(1, 8):  # then the first ones run out of questions
@@ -459,7 +463,7 @@ async def test_workers_take_turns() -> None:
 
 async def test_a_large_call_is_not_starved_by_small_ones() -> None:
     limits = Limits(tpm=6_000, token_burst=1_000, concurrency=5, deadline=1e6)
-    remote, account = FakeRemoteLimiter(limits), Account(limits)
+    remote, account = FakeRemoteLimiter(limits), SharedAccount(limits)
     small = asyncio.create_task(work(remote, account, "small", 500, tokens=10))
     await asyncio.sleep(5)
     await work(remote, account, "large", 1, tokens=950)
@@ -542,7 +546,7 @@ async def test_random_crashes_stay_within_the_limit_and_lose_nothing(seed: int) 
         rpm=60 * RATE, request_burst=rng.choice([2, RATE]), concurrency=8, deadline=1e6
     )
     remote = FakeRemoteLimiter(limits, delay=rng.choice([0.0, 0.005, 0.05]))
-    account = Account(limits, latency=rng.uniform(0, 1))
+    account = SharedAccount(limits, latency=rng.uniform(0, 1))
     loop = asyncio.get_running_loop()
     for _ in range(rng.randrange(3)):
         loop.call_later(rng.uniform(0, 8), remote.restart)

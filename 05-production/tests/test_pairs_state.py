@@ -371,7 +371,7 @@ def test_four_agents_miss_at_once_in_every_order(
     assert report.exhausted
 
 
-class Model:
+class FakeModel:
     """Answers after a second; its first calls may fail."""
 
     def __init__(self, failures: int = 0) -> None:
@@ -421,7 +421,7 @@ async def test_cancelled_agent_leaves_the_others_one_bill(
     number: int, load_script: LoadScript
 ) -> None:
     """Number 0 is the one that missed first."""
-    model = Model()
+    model = FakeModel()
     cache = load_script("fixed_stampede.py").Cache(model.ask)
     assert await cancel_one(cache, number) == ["Yes."] * 19
     assert (model.calls, cache.flights) == (1, {})
@@ -431,7 +431,7 @@ async def test_cancelled_agent_leaves_the_others_one_bill(
 async def test_answer_without_a_waiting_agent_is_kept(
     load_script: LoadScript,
 ) -> None:
-    model = Model()
+    model = FakeModel()
     cache = load_script("fixed_stampede.py").Cache(model.ask)
     assert await cancel_one(cache, 0, agents=1) == []
     assert await cache.get("Really?") == "Yes."  # it is paid for, and arrives
@@ -442,7 +442,7 @@ async def test_answer_without_a_waiting_agent_is_kept(
 async def test_failure_reaches_all_and_is_not_cached(
     load_script: LoadScript,
 ) -> None:
-    model = Model(failures=1)
+    model = FakeModel(failures=1)
     cache = load_script("fixed_stampede.py").Cache(model.ask)
     calls: list[Coroutine[Any, Any, str]] = [cache.get("Really?") for _ in range(20)]
     failures = await asyncio.gather(*calls, return_exceptions=True)
@@ -454,10 +454,10 @@ async def test_failure_reaches_all_and_is_not_cached(
 
 def test_future_of_a_cancelled_leader_hangs_the_others() -> None:
     with pytest.raises(clock.Stuck, match="waits for ever"):
-        clock.run(cancel_one(FuturePerLeader(Model().ask), 0))
+        clock.run(cancel_one(FuturePerLeader(FakeModel().ask), 0))
 
 
 def test_future_of_the_leader_spreads_a_cancel() -> None:
-    ended = clock.run(cancel_one(FuturePerLeader(Model().ask), 7))
+    ended = clock.run(cancel_one(FuturePerLeader(FakeModel().ask), 7))
     followers = ended[1:]
     assert {type(end) for end in followers} == {asyncio.CancelledError}
