@@ -144,7 +144,7 @@ def test_without_ray_one_line_says_what_to_install(
     out, err = capfd.readouterr()  # also what child processes print
     assert (end.value.code, out) == (2, "")
     file = FOLDER / "requirements.txt"
-    assert err == f"error: Ray is not installed: pip install -r {file}\n"
+    assert err == f'error: Ray is not installed: pip install -r "{file}"\n'
 
 
 @pytest.mark.parametrize("name", ["scale_out_ray", "simulate_leases"])
