@@ -127,8 +127,7 @@ class Stats:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     chunks_sent: int = 0  # server-sent events that carry a choice
-    # question -> how often; only the beginning and a digest of a question beyond 2,000
-    # characters
+    # the first 2,000 characters of a question -> how often
     answers: Mapping[str, int] = field(default_factory=dict)
     arrivals: tuple[float, ...] = ()  # since the reset, one per request received
     cpu_seconds: float = 0.0  # used by the server's process since the reset
