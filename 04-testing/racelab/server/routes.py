@@ -33,7 +33,7 @@ class Routes(web.Server):
 
     def __init__(self, settings: Settings, control_secret: str | None) -> None:
         # A handler is cancelled when its client goes away.
-        options = {"access_log": None, "lingering_time": LINGER}
+        options: Any = {"access_log": None, "lingering_time": LINGER}
         super().__init__(self.handle, handler_cancellation=True, **options)
         self.control_secret = control_secret
         self.epoch = Epoch(settings)

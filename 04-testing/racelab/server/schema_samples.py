@@ -83,9 +83,9 @@ class Sample:
         raise unfit
 
     def object(self, schema: Json, refs: Refs) -> Json:
-        required = {n for n in part(schema, "required", list) if isinstance(n, str)}
-        value = {}
-        for name, inner in part(schema, "properties", dict).items():
+        names = part(schema, "required", list)
+        value, required = {}, dict.fromkeys(n for n in names if isinstance(n, str))
+        for name, inner in {**required, **part(schema, "properties", dict)}.items():
             self.use(len(name))
             try:
                 value[name] = self.make(inner, refs)
