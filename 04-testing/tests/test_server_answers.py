@@ -3,10 +3,8 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import date, datetime
-from enum import Enum
+from datetime import datetime
 from typing import Any, Literal
-from uuid import UUID
 
 import pytest
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
@@ -74,19 +72,9 @@ async def test_a_plain_answer_has_every_field_that_openai_sends() -> None:
     assert answer.id.startswith("chatcmpl-")
     assert len(answer.id) == len("chatcmpl-") + 29
     assert answer.model == "any"
-    assert sent["choices"] == [
-        {
-            "index": 0,
-            "message": {
-                "role": "assistant",
-                "content": text_of(answer),
-                "refusal": None,
-                "annotations": [],
-            },
-            "logprobs": None,
-            "finish_reason": "stop",
-        }
-    ]
+    message = {"role": "assistant", "content": text_of(answer), "refusal": None}
+    choice = {"index": 0, "message": {**message, "annotations": []}}
+    assert sent["choices"] == [{**choice, "logprobs": None, "finish_reason": "stop"}]
 
 
 async def test_same_question_gets_the_same_answer() -> None:
@@ -131,15 +119,6 @@ async def test_max_tokens_cuts_the_answer_and_says_so() -> None:
             assert cut.usage.completion_tokens == 5
 
 
-async def test_n_answers_are_numbered_and_all_are_billed() -> None:
-    async with opened() as (server, client):
-        answer = await ask(client, QUESTION, n=5)
-        assert [choice.index for choice in answer.choices] == [0, 1, 2, 3, 4]
-        assert len({choice.message.content for choice in answer.choices}) > 1
-        assert answer.usage is not None
-        assert answer.usage.total_tokens == server.stats().tokens_billed
-
-
 async def test_a_stream_is_the_plain_answer_word_by_word() -> None:
     async with opened() as (server, client):
         plain = await ask(client, QUESTION)
@@ -167,8 +146,9 @@ async def test_usage_of_a_stream_comes_last_if_asked_for() -> None:
 
 
 async def test_a_stream_of_several_answers_keeps_them_apart() -> None:
-    async with opened() as (_, client):
+    async with opened() as (server, client):
         plain = await ask(client, QUESTION, n=3)
+        assert plain.usage.total_tokens == server.stats().tokens_billed
         chunks = await chunks_of(client, n=3)
     texts = ["", "", ""]
     for chunk in chunks:
@@ -269,20 +249,10 @@ async def test_the_sdk_puts_streamed_tool_calls_together() -> None:
     assert streamed == sent
 
 
-class Colour(Enum):
-    RED = "red"
-    BLUE = "blue"
-
-
 class Node(BaseModel):
     name: str
     child: "Node | None"
     others: list["Node"]
-
-
-class Source(BaseModel):
-    url: str
-    pages: list[int]
 
 
 class Book(BaseModel):
@@ -290,25 +260,16 @@ class Book(BaseModel):
     title: str
 
 
-class Film(BaseModel):
-    kind: Literal["film"]
-    minutes: int
-
-
 class Report(BaseModel):
     title: str
     score: float = Field(ge=0, le=1)
     stars: int = Field(gt=0, lt=6)
-    colour: Colour
     good: bool
-    nothing: None
     maybe: str | None
-    work: Book | Film
-    sources: list[Source] = Field(min_length=1, max_length=3)
+    work: Book | Node
+    pages: list[Book] = Field(min_length=1, max_length=3)
     tree: Node
-    day: date
     moment: datetime
-    identity: UUID
 
 
 async def test_a_structured_answer_fits_its_pydantic_model() -> None:

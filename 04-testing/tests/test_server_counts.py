@@ -437,10 +437,8 @@ def test_the_benchmark_measures_both_servers(run_inprocess: RunScript) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_every_answer_carries_the_six_headers(stream: bool) -> None:
-    async with opened(Settings(latency=0, chunk_delay=0, rpm=60, tpm=6000)) as (
-        server,
-        client,
-    ):
+    settings = Settings(latency=0, chunk_delay=0, rpm=60, tpm=1, token_burst=1000)
+    async with opened(settings) as (server, client):
         raw = await client.chat.completions.with_raw_response.create(
             **HELLO, stream=stream
         )

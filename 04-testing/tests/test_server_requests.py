@@ -323,7 +323,7 @@ CALLED = [{"role": "user", "content": " ".join(f"t{n}" for n in range(500))}]
     [
         {**ASKED, "n": 10**9},
         {**ASKED, "n": 4, "stream": True, "max_tokens": 200},
-        {**ASKED, "messages": CALLED, "tools": TOOLS, "n": 128},
+        {**ASKED, "messages": CALLED, "tools": TOOLS, "n": 32},
         {**ASKED, "messages": [{"role": "user", "content": "x"}] * 20_000},
         {**ASKED, "messages": [CALL, {**RESULT, "content": LONG * 20}], "n": 128},
         schema_request({"type": "array", "items": {"type": "string"}, "minItems": 500}),
@@ -333,7 +333,7 @@ async def test_work_for_one_request_is_bounded(server: Server, body: Any) -> Non
     """Counts what is sent, because time depends on the machine."""
     received = await exchange(server, request(json.dumps(body).encode()))
     assert received.startswith(b"HTTP/1.1 200")
-    assert len(received) < 5_000_000
+    assert len(received) < 1_000_000
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,9 @@ def injected_error(kind: str, retry_after: float) -> ApiError:
     if kind == "429":
         return too_many("Rate limit reached for requests", "requests", retry_after)
     if kind == "503":
-        message, headers = "The server is overloaded.", retry_headers(retry_after)
-        return ApiError(503, message, kind="server_error", headers=headers)
+        message = "Our servers are currently overloaded. Please try again later."
+        code, headers = "server_is_overloaded", retry_headers(retry_after)
+        return ApiError(503, message, None, code, "service_unavailable_error", headers)
     message = "The server had an error while processing your request."
     return ApiError(500, message, kind="server_error")
 
