@@ -36,7 +36,7 @@ def silence(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert caplog.records == []
 
 
-def told(*faults: Fault, **more: Any) -> Settings:
+def settings_with(*faults: Fault, **more: Any) -> Settings:
     return Settings(latency=0, chunk_delay=0, faults=faults, **more)
 
 
@@ -99,7 +99,7 @@ async def speak(server: Server, stream: bool = False) -> tuple[bytes, bool]:
 async def test_a_fault_strikes_the_calls_it_is_told_to(
     kind: str, error: type[Exception]
 ) -> None:
-    async with opened(told(Fault(kind, calls=(2,)))) as (server, client):
+    async with opened(settings_with(Fault(kind, calls=(2,)))) as (server, client):
         await ask(client)
         with pytest.raises(error):
             await ask(client)
@@ -116,7 +116,10 @@ async def test_a_fault_strikes_the_calls_it_is_told_to(
 async def test_a_refusal_says_when_to_come_again(
     kind: str, wait: float, seconds: str
 ) -> None:
-    async with opened(told(Fault(kind, calls=(1,), retry_after=wait))) as (_, client):
+    async with opened(settings_with(Fault(kind, calls=(1,), retry_after=wait))) as (
+        _,
+        client,
+    ):
         with pytest.raises(openai.APIStatusError) as caught:
             await ask(client)
     headers = caught.value.response.headers
@@ -127,13 +130,13 @@ async def test_a_refusal_says_when_to_come_again(
 
 
 async def test_a_reset_is_a_reset_and_nothing_was_answered() -> None:
-    async with serve(told(Fault("reset", calls=(1,)))) as server:
+    async with serve(settings_with(Fault("reset", calls=(1,)))) as server:
         assert await speak(server) == (b"", True)
         assert server.stats().tokens_billed == 0
 
 
 async def test_cut_answer_has_half_its_bytes_and_is_billed() -> None:
-    async with serve(told(Fault("cut", calls=(1,)))) as server:
+    async with serve(settings_with(Fault("cut", calls=(1,)))) as server:
         received, was_reset = await speak(server)
         assert server.stats().tokens_billed > 0
         assert server.stats().answered == 0
@@ -146,7 +149,7 @@ async def test_cut_answer_has_half_its_bytes_and_is_billed() -> None:
 async def test_a_cut_stream_ends_after_half_its_chunks() -> None:
     async with opened() as (server, client):
         whole = [chunk async for chunk in await ask(client, stream=True)]
-        server.reset(told(Fault("cut", calls=(1,))))
+        server.reset(settings_with(Fault("cut", calls=(1,))))
         stream = await ask(client, stream=True)
         got = [await anext(stream) for _ in range(len(whole) // 2)]
         with pytest.raises(openai.APIConnectionError):
@@ -158,14 +161,17 @@ async def test_a_cut_stream_ends_after_half_its_chunks() -> None:
 
 
 async def test_malformed_stream_has_one_line_of_broken_json() -> None:
-    async with opened(told(Fault("malformed", calls=(1,)))) as (server, client):
+    async with opened(settings_with(Fault("malformed", calls=(1,)))) as (
+        server,
+        client,
+    ):
         stream = await ask(client, stream=True)
         stats = await until(server, in_flight=0)
         for _ in range(stats.chunks_sent // 2):
             await anext(stream)
         with pytest.raises(json.JSONDecodeError):
             await anext(stream)
-    async with serve(told(Fault("malformed", calls=(1,)))) as server:
+    async with serve(settings_with(Fault("malformed", calls=(1,)))) as server:
         received, _ = await speak(server, stream=True)
     assert b"data: [DONE]" in received
 
@@ -197,7 +203,7 @@ async def test_a_slow_answer_takes_ten_times_as_long(
 
 
 async def test_reset_ends_a_hanging_call_without_a_retry() -> None:
-    async with opened(told(Fault("hang", calls=(1,)))) as (server, client):
+    async with opened(settings_with(Fault("hang", calls=(1,)))) as (server, client):
         trying = client.with_options(max_retries=3)
         hanging = asyncio.create_task(ask(trying))
         await until(server, in_flight=1)
@@ -209,7 +215,7 @@ async def test_reset_ends_a_hanging_call_without_a_retry() -> None:
 
 
 async def test_hanging_call_is_never_counted_as_abandoned() -> None:
-    async with opened(told(Fault("hang", calls=(1,)))) as (server, client):
+    async with opened(settings_with(Fault("hang", calls=(1,)))) as (server, client):
         call = asyncio.create_task(ask(client))
         await until(server, in_flight=1)
         call.cancel()
@@ -219,7 +225,9 @@ async def test_hanging_call_is_never_counted_as_abandoned() -> None:
 
 
 async def test_first_fault_that_fits_is_injected() -> None:
-    faults = told(Fault("503", calls=(2,)), Fault("500", calls=(2,), question="Paris"))
+    faults = settings_with(
+        Fault("503", calls=(2,)), Fault("500", calls=(2,), question="Paris")
+    )
     async with opened(faults) as (server, client):
         for question in ("About Rome?", "In Paris", "In Paris", "paris"):
             with suppress(openai.InternalServerError):

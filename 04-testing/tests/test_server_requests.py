@@ -24,7 +24,7 @@ from racelab.settings import Settings
 ANSWER_TIMEOUT = 60.0  # seconds; a request that takes longer hangs
 HEAD = "host: x\r\nauthorization: Bearer any\r\nconnection: close\r\n"
 USER = {"role": "user", "content": "Hello"}
-HELLO = {"model": "any", "messages": [USER]}
+HELLO: dict[str, Any] = {"model": "any", "messages": [USER]}
 SEARCH = {"type": "function", "function": {"name": "search"}}
 HUGE = 10**400
 PARAMETERS = {
