@@ -3,13 +3,11 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import date, datetime
-from enum import Enum
+from datetime import datetime
 from typing import Any, Literal
-from uuid import UUID
 
 import pytest
-from openai import AsyncOpenAI, DefaultAsyncHttpxClient, LengthFinishReasonError
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel, Field
 
@@ -23,38 +21,28 @@ QUESTION = "What is the capital of France?"
 FAST = Settings(latency=0, chunk_delay=0)
 
 
-def client_of(server: Server, **options: Any) -> AsyncOpenAI:
+@asynccontextmanager
+async def opened(
+    settings: Settings = FAST, **options: Any
+) -> AsyncIterator[tuple[Server, AsyncOpenAI]]:
     """Without certificates, whose loading would take longer than most tests."""
     plain = DefaultAsyncHttpxClient(verify=False, trust_env=False)
-    options = {"api_key": "any", "max_retries": 0, **options}
-    return AsyncOpenAI(base_url=server.base_url, http_client=plain, **options)
-
-
-@asynccontextmanager
-async def opened() -> AsyncIterator[tuple[Server, AsyncOpenAI]]:
+    options = {"api_key": "any", "max_retries": 0, "http_client": plain, **options}
+    options["_strict_response_validation"] = True
     async with (
-        serve(FAST) as server,
-        client_of(server, _strict_response_validation=True) as client,
+        serve(settings) as server,
+        AsyncOpenAI(base_url=server.base_url, **options) as client,
     ):
         yield server, client
 
 
-async def ask(client: AsyncOpenAI, question: str, **more: Any) -> ChatCompletion:
+async def ask(client: AsyncOpenAI, question: Any = "Hello", **more: Any) -> Any:
     messages = [*more.pop("before", ()), {"role": "user", "content": question}]
-    answer: ChatCompletion = await client.chat.completions.create(
-        model="any", messages=messages, **more
-    )
-    return answer
+    return await client.chat.completions.create(model="any", messages=messages, **more)
 
 
-async def ask_streamed(
-    client: AsyncOpenAI, question: str, **more: Any
-) -> list[ChatCompletionChunk]:
-    messages = [{"role": "user", "content": question}]
-    stream = await client.chat.completions.create(
-        model="any", messages=messages, stream=True, **more
-    )
-    return [chunk async for chunk in stream]
+async def chunks_of(client: AsyncOpenAI, **more: Any) -> list[ChatCompletionChunk]:
+    return [chunk async for chunk in await ask(client, QUESTION, stream=True, **more)]
 
 
 def text_of(answer: ChatCompletion) -> str:
@@ -84,30 +72,9 @@ async def test_a_plain_answer_has_every_field_that_openai_sends() -> None:
     assert answer.id.startswith("chatcmpl-")
     assert len(answer.id) == len("chatcmpl-") + 29
     assert answer.model == "any"
-    assert sent["choices"] == [
-        {
-            "index": 0,
-            "message": {
-                "role": "assistant",
-                "content": text_of(answer),
-                "refusal": None,
-                "annotations": [],
-            },
-            "logprobs": None,
-            "finish_reason": "stop",
-        }
-    ]
-
-
-async def test_an_answer_carries_openais_headers() -> None:
-    async with opened() as (_, client):
-        raw = await client.chat.completions.with_raw_response.create(
-            model="any", messages=[{"role": "user", "content": QUESTION}]
-        )
-    assert raw.headers["content-type"] == "application/json"
-    assert raw.headers["openai-version"] == "2020-10-01"
-    assert raw.headers["openai-processing-ms"].isdigit()
-    assert len(raw.headers["x-request-id"]) == len("req_") + 32
+    message = {"role": "assistant", "content": text_of(answer), "refusal": None}
+    choice = {"index": 0, "message": {**message, "annotations": []}}
+    assert sent["choices"] == [{**choice, "logprobs": None, "finish_reason": "stop"}]
 
 
 async def test_same_question_gets_the_same_answer() -> None:
@@ -152,50 +119,10 @@ async def test_max_tokens_cuts_the_answer_and_says_so() -> None:
             assert cut.usage.completion_tokens == 5
 
 
-async def test_a_stop_sequence_ends_the_answer_before_it() -> None:
-    async with opened() as (_, client):
-        whole = await ask(client, QUESTION)
-        for stop in (" capital", [" of", " capital"]):
-            stopped = await ask(client, QUESTION, stop=stop)
-            assert text_of(stopped) == text_of(whole).partition(" capital")[0]
-            assert stopped.choices[0].finish_reason == "stop"
-
-
-async def test_n_answers_are_numbered_and_all_are_billed() -> None:
-    async with opened() as (server, client):
-        answer = await ask(client, QUESTION, n=5)
-        assert [choice.index for choice in answer.choices] == [0, 1, 2, 3, 4]
-        assert len({choice.message.content for choice in answer.choices}) > 1
-        assert answer.usage is not None
-        assert answer.usage.total_tokens == server.stats().tokens_billed
-
-
-async def test_token_is_four_characters_and_message_costs_four() -> None:
-    async with opened() as (_, client):
-        answer = await ask(client, "12345")
-    assert answer.usage is not None
-    assert answer.usage.prompt_tokens == 4 + 2
-    assert answer.usage.completion_tokens == -(-len(text_of(answer)) // 4)
-
-
-async def test_logprobs_come_with_each_word() -> None:
-    async with opened() as (_, client):
-        answer = await ask(client, QUESTION, logprobs=True, top_logprobs=3)
-        chunks = await ask_streamed(client, QUESTION, logprobs=True)
-    logprobs = answer.choices[0].logprobs
-    assert logprobs is not None
-    assert logprobs.content is not None
-    assert [entry.token for entry in logprobs.content] == words(text_of(answer))
-    assert bytes(logprobs.content[0].bytes or []).decode() == logprobs.content[0].token
-    assert len(logprobs.content[0].top_logprobs) == 1
-    streamed = [c.choices[0].logprobs for c in chunks if c.choices[0].logprobs]
-    assert len(streamed) == len(logprobs.content)
-
-
 async def test_a_stream_is_the_plain_answer_word_by_word() -> None:
     async with opened() as (server, client):
         plain = await ask(client, QUESTION)
-        chunks = await ask_streamed(client, QUESTION)
+        chunks = await chunks_of(client)
         assert server.stats().chunks_sent == len(chunks)
     first, *between, last = [chunk.choices[0] for chunk in chunks]
     assert first.delta.role == "assistant"
@@ -210,7 +137,7 @@ async def test_a_stream_is_the_plain_answer_word_by_word() -> None:
 async def test_usage_of_a_stream_comes_last_if_asked_for() -> None:
     async with opened() as (server, client):
         usage = {"include_usage": True}
-        *chunks, last = await ask_streamed(client, QUESTION, stream_options=usage)
+        *chunks, last = await chunks_of(client, stream_options=usage)
         assert all(chunk.to_dict()["usage"] is None for chunk in chunks)
         assert last.choices == []
         assert last.usage is not None
@@ -219,9 +146,10 @@ async def test_usage_of_a_stream_comes_last_if_asked_for() -> None:
 
 
 async def test_a_stream_of_several_answers_keeps_them_apart() -> None:
-    async with opened() as (_, client):
+    async with opened() as (server, client):
         plain = await ask(client, QUESTION, n=3)
-        chunks = await ask_streamed(client, QUESTION, n=3)
+        assert plain.usage.total_tokens == server.stats().tokens_billed
+        chunks = await chunks_of(client, n=3)
     texts = ["", "", ""]
     for chunk in chunks:
         choice = chunk.choices[0]
@@ -258,17 +186,6 @@ async def test_tool_choice_or_question_decides_which_tools_are_called(
     assert [call.to_dict()["function"]["name"] for call in calls] == called
     assert choice.finish_reason == ("tool_calls" if called else "stop")
     assert (choice.message.content is None) == bool(called)
-
-
-async def test_arguments_of_a_tool_call_repeat_the_question() -> None:
-    async with opened() as (_, client):
-        answer = await ask(client, "search for Paris", tools=[SEARCH])
-    (call,) = answer.choices[0].message.tool_calls or ()
-    assert call.type == "function"
-    arguments = json.loads(call.function.arguments)
-    assert arguments.keys() == {"query", "limit"}
-    assert "Paris" in arguments["query"]
-    assert isinstance(arguments["limit"], int)
 
 
 async def test_after_the_tools_have_answered_the_model_speaks() -> None:
@@ -332,38 +249,10 @@ async def test_the_sdk_puts_streamed_tool_calls_together() -> None:
     assert streamed == sent
 
 
-@pytest.mark.parametrize(
-    ("limit", "lengths"), [(1, [0]), (4, [8]), (19, [47, 8]), (99, [47, 34])]
-)
-async def test_max_tokens_cuts_the_arguments_of_a_call(
-    limit: int, lengths: list[int]
-) -> None:
-    async with opened() as (_, client):
-        question = "search and get-weather"
-        tools = [SEARCH, WEATHER]
-        answer = await ask(client, question, tools=tools, max_tokens=limit)
-    calls = answer.choices[0].message.tool_calls or ()
-    sent = [len(call.to_dict()["function"]["arguments"]) for call in calls]
-    assert sent == lengths
-    assert answer.choices[0].finish_reason == (
-        "tool_calls" if limit == 99 else "length"
-    )
-
-
-class Colour(Enum):
-    RED = "red"
-    BLUE = "blue"
-
-
 class Node(BaseModel):
     name: str
     child: "Node | None"
     others: list["Node"]
-
-
-class Source(BaseModel):
-    url: str
-    pages: list[int]
 
 
 class Book(BaseModel):
@@ -371,25 +260,16 @@ class Book(BaseModel):
     title: str
 
 
-class Film(BaseModel):
-    kind: Literal["film"]
-    minutes: int
-
-
 class Report(BaseModel):
     title: str
     score: float = Field(ge=0, le=1)
     stars: int = Field(gt=0, lt=6)
-    colour: Colour
     good: bool
-    nothing: None
     maybe: str | None
-    work: Book | Film
-    sources: list[Source] = Field(min_length=1, max_length=3)
+    work: Book | Node
+    pages: list[Book] = Field(min_length=1, max_length=3)
     tree: Node
-    day: date
     moment: datetime
-    identity: UUID
 
 
 async def test_a_structured_answer_fits_its_pydantic_model() -> None:
@@ -403,17 +283,6 @@ async def test_a_structured_answer_fits_its_pydantic_model() -> None:
             report = answer.choices[0].message.parsed
             assert report is not None
             assert report.title == question
-
-
-async def test_cut_structured_answer_raises_in_the_sdk() -> None:
-    async with opened() as (_, client):
-        with pytest.raises(LengthFinishReasonError):
-            await client.chat.completions.parse(
-                model="any",
-                messages=[{"role": "user", "content": QUESTION}],
-                response_format=Report,
-                max_tokens=5,
-            )
 
 
 async def test_a_json_object_is_a_json_object() -> None:
@@ -434,20 +303,17 @@ async def test_a_json_object_is_a_json_object() -> None:
         ({"type": ["null"]}, None),
         ({"type": "string", "minLength": 8}, "Paris..."),
         ({"type": "string", "maxLength": 2}, "Pa"),
-        ({"type": "string", "pattern": "^[0-9]+$"}, "Paris"),
         ({"type": "string", "format": "date"}, "2025-01-01"),
-        ({"type": "string", "format": "unknown"}, "Paris"),
         ({"type": "integer", "minimum": 5, "maximum": 5}, 5),
         ({"type": "integer", "exclusiveMinimum": 5, "maximum": 6}, 6),
         ({"type": "integer", "minimum": -6, "exclusiveMaximum": -5}, -6),
         ({"type": "integer", "minimum": 1.2, "maximum": 2.9}, 2),
-        ({"type": "integer", "minimum": -1e300, "maximum": 0}, 0),
         ({"type": "integer", "minimum": True, "maximum": 0}, 0),
         ({"type": "number", "minimum": 2.5, "maximum": 2.5}, 2.5),
-        ({"type": "number", "minimum": -9.5, "exclusiveMaximum": 1e-9}, 0),
+        ({"type": "number", "minimum": -9.5, "exclusiveMaximum": 0}, -0.125),
+        ({"type": "number", "exclusiveMinimum": 0, "maximum": 0.2}, 0.125),
         ({"type": "array", "items": {"type": "null"}, "minItems": 3}, [None] * 3),
         ({"type": "array", "items": {"const": 1}, "maxItems": 1}, [1]),
-        ({"type": "array", "items": {"const": 1}, "maxItems": 0}, []),
         ({"type": "array", "items": {"type": "string"}}, ["Paris", "Paris (2)"]),
         ({"type": "array", "items": {"$ref": "#"}}, [[], []]),
         ({"anyOf": [{"type": "null"}, {"const": 1}]}, 1),
@@ -457,7 +323,6 @@ async def test_a_json_object_is_a_json_object() -> None:
         ({"properties": {"a": {"const": 1}}}, {"a": 1}),
         ({"type": "object", "required": ["a", 5]}, {"a": "Paris"}),
         ({"type": "object", "properties": {"next": {"$ref": "#"}}}, {"next": {}}),
-        ({"type": "object", "properties": []}, {}),
         (True, "Paris"),
     ],
 )
@@ -469,7 +334,6 @@ def test_sample_fits_its_schema(schema: Any, value: object) -> None:
     "schema",
     [
         {"type": "animal"},
-        {"type": {}},
         {"type": "integer", "minimum": 2, "maximum": 1},
         {"type": "integer", "exclusiveMinimum": 1, "exclusiveMaximum": 2},
         {"$ref": "#/$defs/missing"},
@@ -493,17 +357,8 @@ def test_samples_vary_with_the_seed() -> None:
         assert set(Sample(several, "Paris", "0").make(several)) == set(values)
 
 
-async def test_models_are_listed_and_found() -> None:
-    async with opened() as (_, client):
-        (model,) = [model async for model in client.models.list()]
-        assert (await client.models.retrieve("some/name")).id == "some/name"
-    assert model.object == "model"
-
-
-async def test_only_the_chosen_models_are_listed() -> None:
-    settings = Settings(models=("small", "large"))
-    async with (
-        serve(settings) as server,
-        client_of(server, _strict_response_validation=True) as client,
-    ):
-        assert [m.id async for m in client.models.list()] == ["small", "large"]
+@pytest.mark.parametrize("models", [(), ("small", "large")])
+async def test_models_are_listed(models: tuple[str, ...]) -> None:
+    async with opened(Settings(models=models)) as (_, client):
+        listed = [model.id async for model in client.models.list()]
+    assert listed == [*(models or ("racelab-local",))]

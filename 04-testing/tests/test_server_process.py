@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 
 from racelab.server import serve
-from racelab.server.__main__ import summary
-from racelab.server.options import fault, parse
-from racelab.settings import Fault, Settings, Stats
+from racelab.server.options import parse
+from racelab.settings import Fault, Settings
 
 COMMAND = [sys.executable, "-m", "racelab.server"]
 PROCESS_TIMEOUT = 60.0  # seconds
@@ -69,121 +68,66 @@ def call(port: int, path: str = "/v1/models", **headers: str) -> tuple[int, Any]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rpm", "many"], "argument --rpm: invalid float value: 'many'"),
-        (["--rpm", "0"], "rpm=0.0: must be a number from 1 to 1e+12"),
-        (["--rpm", "nan"], "rpm=nan: must be a number from 1 to 1e+12"),
-        (["--spread", "2"], "spread=2.0: must be a number from 0 to 1"),
-        (["--seed", "1.5"], "argument --seed: invalid int value: '1.5'"),
-        (["--port", "70000"], "argument --port: '70000': must be from 0 to 65535"),
-        (["--port", "-1"], "argument --port: '-1': must be from 0 to 65535"),
-        (["--colour", "red"], "unrecognized arguments: --colour red"),
+        ("--rpm many", "argument --rpm: invalid float value: 'many'"),
+        ("--rpm 0", "rpm=0.0: must be a number from 1 to 1e+12"),
+        ("--port x", "argument --port: invalid int value: 'x'"),
+        ("--colour red", "unrecognized arguments: --colour red"),
         (
-            ["--fault", "rain:calls=1"],
-            "argument --fault: 'rain:calls=1': fault 'rain': must be one of 500, 503, "
-            "429, reset, hang, slow, cut, malformed",
+            "--fault rain:calls=1",
+            "fault 'rain': must be one of 500, 503, 429, reset, hang,",
         ),
-        (
-            ["--fault", "500:when=now"],
-            "argument --fault: '500:when=now': 'when': must be probability=, calls=, "
-            "retry_after= or question=",
-        ),
-        (
-            ["--fault", "500:probability=2"],
-            "argument --fault: '500:probability=2': probability=2.0: must be a number "
-            "from 0 to 1",
-        ),
-        (
-            ["--fault", "500:calls=a"],
-            "argument --fault: '500:calls=a': invalid literal for int() with base 10: "
-            "'a'",
-        ),
+        ("--fault 500:when=1", "'when': must be one of kind, probability, calls,"),
+        ("--fault 500:probability=2", "probability=2.0: must be a number from 0 to 1"),
+        ("--fault 500:calls=a", "argument --fault: invalid fault value: '500:calls=a'"),
     ],
 )
 def test_bad_option_prints_one_line(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        parse(arguments, {})
+        parse(arguments.split(), {})
     assert ended.value.code == 2
-    assert capsys.readouterr() == ("", f"racelab.server: {message}\n")
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"racelab.server: {message}")
 
 
 def test_every_setting_is_an_option() -> None:
-    settings, port = parse(
-        [
-            "--port",
-            "0",
-            "--latency",
-            "1",
-            "--spread",
-            "0",
-            "--seed",
-            "7",
-            "--rpm",
-            "60",
-            "--tpm",
-            "600",
-            "--request-burst",
-            "5",
-            "--token-burst",
-            "50",
-            "--no-count-refused",
-            "--chunk-delay",
-            "0.5",
-            "--models",
-            "a,b",
-            "--fault",
-            "503:probability=0.1:retry_after=2",
-            "--fault",
-            "hang:calls=3,5",
-        ],
-        {"RACELAB_API_KEY": "secret"},
-    )
-    assert port == 0
-    assert settings == Settings(
-        latency=1,
-        spread=0,
-        seed=7,
-        rpm=60,
-        tpm=600,
-        request_burst=5,
-        token_burst=50,
-        count_refused=False,
-        chunk_delay=0.5,
-        api_key="secret",
-        models=("a", "b"),
-        faults=(
-            Fault("503", probability=0.1, retry_after=2),
-            Fault("hang", calls=(3, 5)),
+    options = "--port 0 --latency 1 --spread 0 --seed 7 --rpm 60 --tpm 600"
+    options += " --request-burst 5 --token-burst 50 --no-count-refused --models a,b"
+    options += " --chunk-delay 0.5 --fault 503:probability=0.1:retry_after=2"
+    options += " --fault cut:calls=3,5:question=a:b=c"
+    assert parse(options.split(), {"RACELAB_API_KEY": "secret"}) == (
+        Settings(
+            latency=1,
+            spread=0,
+            seed=7,
+            rpm=60,
+            tpm=600,
+            request_burst=5,
+            token_burst=50,
+            count_refused=False,
+            chunk_delay=0.5,
+            api_key="secret",
+            models=("a", "b"),
+            faults=(
+                Fault("503", probability=0.1, retry_after=2),
+                Fault("cut", calls=(3, 5), question="a:b=c"),
+            ),
         ),
+        0,
     )
     assert parse([], {}) == (Settings(), 8000)
 
 
-def test_the_question_of_a_fault_may_hold_anything() -> None:
-    assert fault("cut:calls=2:question=a:b=c") == Fault(
-        "cut", calls=(2,), question="a:b=c"
-    )
-
-
-def test_the_help_names_every_kind_of_fault() -> None:
-    ended = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True)
-    assert ended.returncode == 0
-    assert "500, 503, 429, reset, hang, slow, cut, malformed" in ended.stdout
-
-
-def test_port_in_use_prints_one_line() -> None:
+def test_port_that_cannot_be_used_prints_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        ended = subprocess.run(
-            [*COMMAND, "--port", port], capture_output=True, text=True
-        )
-    assert ended.returncode == 2
-    assert ended.stdout == ""
-    assert ended.stderr == (
-        f"racelab.server: port {port} is in use: choose another, or 0 for any free "
-        "one\n"
-    )
+        for port in (taken.getsockname()[1], 70_000):
+            command = [*COMMAND, "--port", str(port)]
+            ended = subprocess.run(command, capture_output=True, text=True)
+            assert (ended.returncode, ended.stdout) == (2, "")
+            assert ended.stderr.startswith("racelab.server: ")
+            assert ended.stderr.count("\n") == 1
 
 
 @posix_only
@@ -199,23 +143,14 @@ def test_server_by_hand_prints_its_address_and_counts(number: int) -> None:
         )
         assert call(port)[0] == 401
         assert call(port, authorization="Bearer sk-hidden")[0] == 200
-        assert call(port, "/v1/chat/completions")[0] == 401
         assert call(port, "/control/stats", x_control_secret="s3cret")[0] == 200
         process.send_signal(number)
         out, err = process.communicate(timeout=PROCESS_TIMEOUT)
     assert process.returncode == 0
     assert err == ""
-    assert out.splitlines()[0].split() == ["received", "1"]
-    assert "refused 401" in out
+    assert out.splitlines()[0].split() == ["received", "0"]
     for secret in secrets.values():
         assert secret not in where + how + out
-
-
-def test_the_summary_is_a_table_of_counts() -> None:
-    stats = Stats(received=1200, answered=1100, refused={"429": 100}, prompt_tokens=5)
-    lines = summary(stats).splitlines()
-    assert lines[0] == "received             1,200"
-    assert "refused 429            100" in lines
 
 
 def test_child_prints_its_port_and_ends_with_its_input() -> None:

@@ -1,10 +1,9 @@
 """A local server that speaks OpenAI's chat API, counts requests, and fails on demand.
 
 `serve()` runs it in this event loop, `python -m racelab.server` as a process. To read
-it, follow a request: `routes` takes it off the network, and `chat_calls` guides it from
-there. `chat_requests` and `tool_order` check it, `answers`, `schema_samples` and
-`completions` make its answer, `buckets` limit it, `metrics` counts it, and `errors` has
-the words of every error.
+it, follow a request from `routes` to `chat_calls`. `chat_requests` and `tool_order`
+check it, `answers`, `schema_samples` and `completions` make its answer, `buckets` limit
+it, and `metrics` counts it.
 """
 
 import asyncio
@@ -50,19 +49,12 @@ async def serve(
     try:
         yield Server(routes, listener.sockets[0].getsockname()[1])
     finally:
-        await stop_accepting(listener)
+        # asyncio takes a few turns to set up a connection that it has accepted, and
+        # fails on one that appears after `close()`.
+        with suppress(NotImplementedError):  # Windows, which sets it up in one turn
+            loop.remove_reader(listener.sockets[0])
+        for _ in range(5):
+            await asyncio.sleep(0)
         listener.close()
         await routes.close()
         await listener.wait_closed()
-
-
-async def stop_accepting(listener: asyncio.Server) -> None:
-    """Wait for connections that are just being made.
-
-    asyncio takes a few turns to set up a connection that it has accepted, and fails on
-    one that appears after `close()`.
-    """
-    with suppress(NotImplementedError):  # Windows, which sets it up in one turn
-        asyncio.get_running_loop().remove_reader(listener.sockets[0])
-    for _ in range(5):
-        await asyncio.sleep(0)

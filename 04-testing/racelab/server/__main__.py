@@ -7,7 +7,6 @@ Stop:  Ctrl-C, and it prints its counts
 """
 
 import asyncio
-import errno
 import json
 import os
 import signal
@@ -21,6 +20,8 @@ from racelab.server import serve
 from racelab.server.options import parse
 from racelab.settings import Settings, Stats
 
+SECRET = os.environ.get("RACELAB_CONTROL_SECRET") or None
+
 
 def main(arguments: Sequence[str]) -> int:
     guard.install_if_asked()
@@ -29,11 +30,8 @@ def main(arguments: Sequence[str]) -> int:
     settings, port = parse(arguments)
     try:
         stats = asyncio.run(by_hand(settings, port))
-    except OSError as error:
-        why = str(error)
-        if error.errno == errno.EADDRINUSE:
-            why = f"port {port} is in use: choose another, or 0 for any free one"
-        print(f"racelab.server: {why}", file=sys.stderr)
+    except (OSError, OverflowError) as error:  # the latter of a port
+        print(f"racelab.server: {error}", file=sys.stderr)
         return 2
     print(summary(stats), flush=True)
     return 0
@@ -41,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
 
 async def by_hand(settings: Settings, port: int) -> Stats:
     """Serve until Ctrl-C or SIGTERM, then return the counts."""
-    async with serve(settings, port, secret()) as server:
+    async with serve(settings, port, SECRET) as server:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -68,8 +66,6 @@ def summary(stats: Stats) -> str:
         "abandoned": stats.abandoned,
         **{f"refused {status}": count for status, count in stats.refused.items()},
         **{f"fault {kind}": count for kind, count in stats.faults.items()},
-        "connections": stats.connections_opened,
-        "most at once": stats.largest_in_flight,
         "tokens billed": stats.tokens_billed,
     }
     return "\n".join(f"{name:<16}{count:>10,}" for name, count in counts.items())
@@ -79,8 +75,8 @@ async def as_child() -> int:
     """Read settings, print the port, and serve until the parent process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     try:
-        settings = Settings.from_json(json.loads(first_line_of_input()))
-        async with serve(settings, 0, secret()) as server:
+        settings = Settings.from_json(json.loads(sys.stdin.buffer.readline()))
+        async with serve(settings, 0, SECRET) as server:
             alone = asyncio.Event()
             watch_input(asyncio.get_running_loop(), alone)
             print(json.dumps({"port": server.port}), flush=True)
@@ -91,13 +87,6 @@ async def as_child() -> int:
         return 2
 
 
-def first_line_of_input() -> bytes:
-    line = b""
-    while not line.endswith(b"\n") and (piece := os.read(0, 65536)):
-        line += piece
-    return line
-
-
 def watch_input(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
     """Set `ended` when the other end of the pipe is closed, for whatever reason.
 
@@ -106,15 +95,10 @@ def watch_input(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:
 
     def read_to_the_end() -> None:
         with suppress(OSError):
-            while os.read(0, 4096):
-                pass
+            sys.stdin.buffer.read()
         loop.call_soon_threadsafe(ended.set)
 
     threading.Thread(target=read_to_the_end, daemon=True).start()
-
-
-def secret() -> str | None:
-    return os.environ.get("RACELAB_CONTROL_SECRET") or None
 
 
 if __name__ == "__main__":

@@ -6,10 +6,17 @@ the seed and the question, so two runs, two machines and two Pythons agree.
 
 import json
 import re
+from itertools import takewhile
 
 from racelab.seeds import digest_of, fraction_of
-from racelab.server.chat_requests import functions_of, part, token_limit, whole_number
-from racelab.server.completions import Choice, Completion, Json, words
+from racelab.server.chat_requests import (
+    Json,
+    functions_of,
+    part,
+    token_limit,
+    whole_number,
+)
+from racelab.server.completions import Choice, Completion
 from racelab.server.errors import ApiError
 from racelab.server.schema_samples import LARGEST, Sample
 from racelab.settings import Settings
@@ -45,8 +52,8 @@ def answer_to(body: Json, seed: int) -> Completion:
         prompt = prompt_tokens(body)
     except (ValueError, ArithmeticError, RecursionError) as error:
         raise ApiError(400, f"Invalid schema: {error}.") from None
-    tokens = sum(count_tokens(choice.content or "") for choice in choices)
-    tokens += sum(_cost(call) for choice in choices for call in choice.tool_calls)
+    said = (choice.content or json.dumps(choice.tool_calls) for choice in choices)
+    tokens = sum(map(count_tokens, said))
     return Completion(question, body["model"], digest, choices, prompt, tokens)
 
 
@@ -59,24 +66,21 @@ class _Maker:
         self.count = whole_number(body, "n", MOST_CHOICES) or 1
         self.values = self.count * max(1, len(self.functions))
         self.quoted = question[: QUOTED // self.values]
-        self.results = _tool_results(body["messages"])[: QUOTED // self.values]
+        last = list(
+            takewhile(lambda m: m["role"] == "tool", reversed(body["messages"]))
+        )
+        results = "; ".join(text_of(message) for message in reversed(last))
+        self.results = results[: QUOTED // self.values]
 
     def choice(self, index: int) -> Choice:
-        limit = token_limit(self.body)
         if self.functions:
             calls = [self.call(index, place) for place in range(len(self.functions))]
-            cut = limit is not None and _cut_calls(calls, limit)
-            return Choice(None, calls, "length" if cut else "tool_calls")
+            return Choice(None, calls, "tool_calls")
         content, reason = self.content(index), "stop"
-        stop = self.body.get("stop")
-        for end in (stop if isinstance(stop, list) else [stop])[:4]:
-            if end and isinstance(end, str):
-                content = content.partition(end)[0]
+        limit = token_limit(self.body)
         if limit is not None and count_tokens(content) > limit:
             content, reason = content[: 4 * limit], "length"
-        wanted = self.body.get("logprobs") is True
-        top = bool(self.body.get("top_logprobs"))
-        return Choice(content, [], reason, logprobs(content, top) if wanted else None)
+        return Choice(content, [], reason)
 
     def content(self, index: int) -> str:
         wanted = part(self.body, "response_format", dict)
@@ -106,34 +110,6 @@ class _Maker:
         return json.dumps(value, ensure_ascii=False)
 
 
-def logprobs(content: str, top: bool) -> Json:
-    """Return an entry for each word. The model has no doubts: each is certain."""
-    tokens = []
-    for word in words(content):
-        encoded = list(word.encode(errors="replace"))
-        token = {"token": word, "logprob": 0.0, "bytes": encoded}
-        tokens.append({**token, "top_logprobs": [token] if top else []})
-    return {"content": tokens, "refusal": None}
-
-
-def _cost(call: Json) -> int:
-    function = call["function"]
-    return count_tokens(function["name"]) + count_tokens(function["arguments"])
-
-
-def _cut_calls(calls: list[Json], limit: int) -> bool:
-    """Cut the arguments of the call in which the limit falls, and drop later calls."""
-    for number, call in enumerate(calls):
-        used, function = _cost(call), call["function"]
-        if used > limit:
-            room = max(0, limit - count_tokens(function["name"]))
-            function["arguments"] = function["arguments"][: 4 * room]
-            del calls[number + 1 :]
-            return True
-        limit -= used
-    return False
-
-
 def chosen_functions(body: Json, question: str) -> list[Json]:
     """Return the functions that this turn calls, in the order of `tools`.
 
@@ -152,16 +128,6 @@ def chosen_functions(body: Json, question: str) -> list[Json]:
     if choice == "required":
         called = called or functions[:1]
     return called[:1] if body.get("parallel_tool_calls") is False else called
-
-
-def _tool_results(messages: list[Json]) -> str:
-    """Return the texts of the tool messages after the last other message."""
-    results: list[str] = []
-    for message in reversed(messages):
-        if message["role"] != "tool":
-            break
-        results.append(text_of(message))
-    return "; ".join(reversed(results))
 
 
 def question_of(messages: list[Json]) -> str:

@@ -7,7 +7,7 @@ short burst passes at once and a long run passes at the rate of the limit.
 import math
 from collections.abc import Iterator
 
-from racelab.server.errors import duration, rate_limited, too_large
+from racelab.server.errors import duration, rate_limited, too_many
 from racelab.settings import Settings
 
 
@@ -67,12 +67,12 @@ class KeyLimits:
         self.charge_refusal()
         large = self.buckets.get("tokens")
         if large is not None and tokens > large.burst:
-            raise too_large(model, large.burst, tokens)
+            message = f"Request too large for {model} on tokens per min: "
+            message += f"Limit {large.burst:.0f}, Requested {tokens}."
+            raise too_many(message, "tokens")  # to wait does not help
         waits = {kind: b.wait(cost[kind]) for kind, b in self.buckets.items()}
         kind = max(waits, key=lambda name: waits[name])
-        rate, level = self.buckets[kind].per_minute, self.buckets[kind].level
-        used = rate - max(0.0, level)
-        raise rate_limited(model, kind, rate, used, cost[kind], waits[kind])
+        raise rate_limited(model, kind, self.buckets[kind].per_minute, waits[kind])
 
     def charge_refusal(self) -> None:
         """Take one request, because at OpenAI a refused one counts like any other."""

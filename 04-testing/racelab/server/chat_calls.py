@@ -32,7 +32,6 @@ class ChatCall:
     """
 
     def __init__(self, request: web.BaseRequest, epoch: Epoch) -> None:
-        self.arrived = time.perf_counter()
         self.request, self.epoch = request, epoch
         self.settings, self.metrics = epoch.settings, epoch.metrics
         self.number = epoch.metrics.arrive()
@@ -68,7 +67,6 @@ class ChatCall:
         key = errors.key_of(given, self.settings.api_key)
         self.limits = self.epoch.limits_of(key)
         try:
-            errors.only_allow("POST", self.request.method)
             self.body = chat_request(await whole_body(self.request), self.settings)
             answer = answer_to(self.body, self.settings.seed)
         except ApiError:
@@ -94,30 +92,36 @@ class ChatCall:
         """Take as long as a model would, then answer."""
         if fault == "hang":
             await self.epoch.over.wait()
-            message = "The local server was reset while this request was hanging."
-            error = errors.overloaded(message, None, {"x-should-retry": "false"})
+            error = ApiError(503, "The local server was reset.")
+            error.headers["x-should-retry"] = "false"
             return error_response(error, self.headers())
         if fault == "reset":
             return self.break_off(reset=True)
+        streamed = self.body.get("stream") is True
         slower = SLOW if fault == "slow" else 1
-        if self.body.get("stream") is True:
-            return await self.stream(answer, fault, slower)
-        self.made = 1.0
+        self.made = 0.0 if streamed else 1.0
         await asyncio.sleep(slower * latency_of(answer.question, self.settings))
         whole = json.dumps(answer.body(self.number, int(time.time()))).encode()
-        body = whole[: len(whole) // 2] if fault in ("cut", "malformed") else whole
-        promised = len(whole) if fault == "cut" else len(body)
-        headers = {**self.headers(), "content-length": str(promised)}
+        end = whole[: len(whole) // 2] if fault in ("cut", "malformed") else whole
+        headers = self.headers(SERVER_SENT_EVENTS if streamed else "application/json")
+        if not streamed:
+            headers["content-length"] = str(len(whole if fault == "cut" else end))
         response = web.StreamResponse(headers=headers)
         await response.prepare(self.request)
-        return await self.finish(response, body, answer, fault)
+        if streamed:
+            end = await self.stream(response, answer, fault, slower)
+        await (response.write(end) if fault == "cut" else response.write_eof(end))
+        self.metrics.bill(answer, self.made)
+        if fault == "cut":
+            return self.break_off()
+        if fault != "malformed":
+            self.metrics.answer(answer.question)
+        return response
 
     async def stream(
-        self, answer: Completion, fault: str, slower: int
-    ) -> web.StreamResponse:
-        await asyncio.sleep(latency_of(answer.question, self.settings))
-        response = web.StreamResponse(headers=self.headers(SERVER_SENT_EVENTS))
-        await response.prepare(self.request)
+        self, response: web.StreamResponse, answer: Completion, fault: str, slower: int
+    ) -> bytes:
+        """Send the chunks. Return the end of the stream, which is still to be sent."""
         frame = answer.frame("chat.completion.chunk", self.number, int(time.time()))
         options = part(self.body, "stream_options", dict)
         usage = {"usage": None} if options.get("include_usage") is True else {}
@@ -126,12 +130,10 @@ class ChatCall:
             if position:
                 await asyncio.sleep(slower * self.settings.chunk_delay)
             event = json.dumps({**frame, **usage, "choices": [chunk]}).encode()
-            if position == len(chunks) // 2:
-                if fault == "cut":
-                    self.metrics.bill(answer, self.made)
-                    return self.break_off()
-                if fault == "malformed":
-                    event = event[: len(event) // 2]
+            if position == len(chunks) // 2 and fault == "cut":
+                return b""
+            if position == len(chunks) // 2 and fault == "malformed":
+                event = event[: len(event) // 2]
             await response.write(b"data: %b\n\n" % event)
             self.metrics.chunks_sent += 1
             self.made = (position + 1) / len(chunks)
@@ -139,21 +141,7 @@ class ChatCall:
         if usage:
             last = {**frame, "choices": [], "usage": answer.usage()}
             end = b"data: %b\n\n" % json.dumps(last).encode() + end
-        return await self.finish(response, end, answer, fault)
-
-    async def finish(
-        self, response: web.StreamResponse, end: bytes, answer: Completion, fault: str
-    ) -> web.StreamResponse:
-        """Send the end of the answer, bill it, and count it if it is a good one."""
-        if fault == "cut":
-            await response.write(end)
-            self.metrics.bill(answer)
-            return self.break_off()
-        await response.write_eof(end)
-        self.metrics.bill(answer)
-        if fault != "malformed":
-            self.metrics.answer(answer.question)
-        return response
+        return end
 
     def abandon(self, answer: Completion, fault: str) -> None:
         """Count a client that has gone, unless a fault has spoiled its call already."""
@@ -175,8 +163,7 @@ class ChatCall:
         return web.Response()
 
     def headers(self, content_type: str = "application/json") -> dict[str, str]:
-        now = time.perf_counter()
-        headers = headers_of(now - self.arrived, content_type)
+        headers = headers_of(content_type)
         if self.limits is not None:
-            headers.update(self.limits.headers(now))
+            headers.update(self.limits.headers(time.perf_counter()))
         return headers

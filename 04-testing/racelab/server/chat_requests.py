@@ -8,69 +8,61 @@ as most servers do.
 import json
 from typing import Any, TypeVar
 
-from racelab.server.errors import ApiError, not_json, unknown_model
+from racelab.server.errors import ApiError, unknown_model
 from racelab.server.tool_order import check_order
 from racelab.settings import Settings
 
+Json = dict[str, Any]
 Value = TypeVar("Value")
 LONGEST_NAME = 256  # characters of a model's name, because each chunk repeats it
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-DECODER = json.JSONDecoder(parse_constant=_no_constant)  # refuses NaN and Infinity
-
-
-def chat_request(raw: bytes, settings: Settings) -> dict[str, Any]:
+def chat_request(raw: bytes, settings: Settings) -> Json:
     """Return the request as a dictionary. Raise an `ApiError` if it is refused."""
     try:
-        body = DECODER.decode(raw.decode())
+        body = json.loads(raw.decode())
     except (ValueError, RecursionError):  # the latter if it is nested too deeply
-        raise not_json() from None
+        body = None
     if not isinstance(body, dict):
-        raise not_json()
+        raise ApiError(400, "We could not parse the JSON body of your request.")
     model, messages = part(body, "model", str), body.get("messages")
     if not model:
         raise ApiError(400, "you must provide a model parameter")
-    if messages is None:
-        message = "Missing required parameter: 'messages'."
-        raise ApiError(400, message, "messages", "missing_required_parameter")
     if not isinstance(messages, list) or not messages:
         wrong = "Invalid 'messages': expected an array of at least one object."
-        raise ApiError(400, wrong, "messages", "invalid_type")
+        raise ApiError(400, wrong, "messages")
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             path = f"messages[{index}]"
-            wrong = f"Invalid '{path}': expected an object with a 'role'."
-            raise ApiError(400, wrong, path, "invalid_type")
+            raise ApiError(
+                400, f"Invalid '{path}': expected an object with a role.", path
+            )
     check_order(messages)
     if len(model) > LONGEST_NAME or (settings.models and model not in settings.models):
         raise unknown_model(model)
     return body
 
 
-def part(parent: dict[str, Any], name: str, kind: type[Value]) -> Value:
+def part(parent: Json, name: str, kind: type[Value]) -> Value:
     """Return the value called `name`, or an empty `kind` if it is of another type."""
     value = parent.get(name)
     return value if isinstance(value, kind) else kind()
 
 
-def whole_number(body: dict[str, Any], name: str, most: int) -> int | None:
+def whole_number(body: Json, name: str, most: int) -> int | None:
     """Return a number from 1 to `most`, or None for anything else."""
     value = body.get(name)
     return min(value, most) if type(value) is int and value > 0 else None
 
 
-def functions_of(body: dict[str, Any]) -> list[dict[str, Any]]:
+def functions_of(body: Json) -> list[Json]:
     """Return the functions in `tools`, without those that have no proper name."""
     tools = [tool for tool in part(body, "tools", list) if isinstance(tool, dict)]
     functions = [part(tool, "function", dict) for tool in tools]
     return [f for f in functions if 0 < len(part(f, "name", str)) <= 64][:128]
 
 
-def token_limit(body: dict[str, Any]) -> int | None:
+def token_limit(body: Json) -> int | None:
     """Return the most tokens that each choice may have, or None without a limit."""
     limit = whole_number(body, "max_completion_tokens", 10**9)
     return limit or whole_number(body, "max_tokens", 10**9)

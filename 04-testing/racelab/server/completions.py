@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-Json = dict[str, Any]
+from racelab.server.chat_requests import Json
 
 
 @dataclass(slots=True)
@@ -14,7 +13,6 @@ class Choice:
     content: str | None
     tool_calls: list[Json]
     finish_reason: str
-    logprobs: Json | None = None
 
 
 @dataclass(slots=True)
@@ -55,9 +53,8 @@ class Completion:
             message |= {"refusal": None, "annotations": []}
             if choice.tool_calls:
                 message["tool_calls"] = choice.tool_calls
-            reason = {"finish_reason": choice.finish_reason}
-            logprobs = {"logprobs": choice.logprobs}
-            choices.append({"index": index, "message": message, **logprobs, **reason})
+            end = {"logprobs": None, "finish_reason": choice.finish_reason}
+            choices.append({"index": index, "message": message, **end})
         frame = self.frame("chat.completion", call, created)
         return {**frame, "choices": choices, "usage": self.usage()}
 
@@ -65,25 +62,21 @@ class Completion:
         """Return the `choices` entry of each chunk: first the role, last the reason."""
         for index, choice in enumerate(self.choices):
             both = {"index": index, "logprobs": None, "finish_reason": None}
-            for change in _changes(choice):
-                yield {**both, **change}
+            for delta in _deltas(choice):
+                yield {**both, "delta": delta}
             yield {**both, "delta": {}, "finish_reason": choice.finish_reason}
 
 
-def _changes(choice: Choice) -> Iterator[Json]:
+def _deltas(choice: Choice) -> Iterator[Json]:
     start = None if choice.content is None else ""
-    yield {"delta": {"role": "assistant", "content": start, "refusal": None}}
-    tokens = iter(choice.logprobs["content"] if choice.logprobs else ())
+    yield {"role": "assistant", "content": start, "refusal": None}
     for word in words(choice.content or ""):
-        token = next(tokens, None)
-        logprobs = {"content": [token], "refusal": None} if token else None
-        yield {"delta": {"content": word}, "logprobs": logprobs}
+        yield {"content": word}
     for index, call in enumerate(choice.tool_calls):
         empty = {"name": call["function"]["name"], "arguments": ""}
-        yield {"delta": {"tool_calls": [{"index": index, **call, "function": empty}]}}
+        yield {"tool_calls": [{"index": index, **call, "function": empty}]}
         for word in words(call["function"]["arguments"]):
-            piece = {"index": index, "function": {"arguments": word}}
-            yield {"delta": {"tool_calls": [piece]}}
+            yield {"tool_calls": [{"index": index, "function": {"arguments": word}}]}
 
 
 def words(text: str) -> list[str]:

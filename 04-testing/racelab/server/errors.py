@@ -1,9 +1,7 @@
-"""The errors that the server answers with, in OpenAI's words and statuses."""
+"""The errors that the server answers with, in OpenAI's statuses and error bodies."""
 
 import math
 from dataclasses import dataclass, field
-
-PAGES = "https://platform.openai.com/account"
 
 
 @dataclass(eq=False)
@@ -31,29 +29,15 @@ def key_of(authorization: str | None, accepted: str | None) -> str:
     scheme, _, key = (authorization or "").partition(" ")
     key = key.strip()
     if scheme.lower() != "bearer" or not key:
-        raise ApiError(
-            401,
-            "You didn't provide an API key. You need to provide your API key in an "
-            "Authorization header using Bearer auth (i.e. Authorization: Bearer "
-            f"YOUR_KEY). You can obtain an API key from {PAGES}/api-keys.",
-        )
+        message = "You didn't provide an API key (Authorization: Bearer YOUR_KEY)."
+        raise ApiError(401, message)
     if accepted is not None and key != accepted:
-        masked = f"{key[:8]}{'*' * (len(key) - 12)}{key[-4:]}" if len(key) > 12 else key
-        raise ApiError(
-            401,
-            f"Incorrect API key provided: {masked}. "
-            f"You can find your API key at {PAGES}/api-keys.",
-            code="invalid_api_key",
-        )
+        raise ApiError(401, "Incorrect API key provided.", code="invalid_api_key")
     return key
 
 
-def only_allow(allowed: str, method: str) -> None:
-    """Raise the 405 unless the request's method is the one that is allowed."""
-    if method != allowed:
-        message = f"Only {allowed} requests are accepted."
-        headers = {"allow": allowed}
-        raise ApiError(405, message, code="method_not_supported", headers=headers)
+def unknown_url(place: str) -> ApiError:
+    return ApiError(404, f"Invalid URL ({place})")
 
 
 def unknown_model(model: str) -> ApiError:
@@ -61,62 +45,28 @@ def unknown_model(model: str) -> ApiError:
     return ApiError(404, message, code="model_not_found")
 
 
-def not_json() -> ApiError:
-    return ApiError(
-        400,
-        "We could not parse the JSON body of your request. (HINT: This likely means "
-        "you aren't using your HTTP library correctly. The OpenAI API expects a JSON "
-        "payload, but what was sent was not valid JSON.)",
-    )
-
-
-def rate_limited(
-    model: str, kind: str, limit: float, used: float, asked: float, wait: float
-) -> ApiError:
+def rate_limited(model: str, kind: str, limit: float, wait: float) -> ApiError:
     """Return the 429. `kind` is requests or tokens, `wait` is seconds."""
-    short = {"requests": "RPM", "tokens": "TPM"}[kind]
-    message = (
-        f"Rate limit reached for {model} in organization org-racelab on {kind} per "
-        f"min ({short}): Limit {limit:.0f}, Used {used:.0f}, Requested {asked:.0f}. "
-        f"Please try again in {duration(wait)}. Visit {PAGES}/rate-limits to learn "
-        "more."
-    )
-    return too_many(message, kind, retry_headers(wait))
+    message = f"Rate limit reached for {model} on {kind} per min: Limit {limit:.0f}. "
+    message += f"Please try again in {duration(wait)}."
+    return too_many(message, kind, wait)
 
 
-def too_large(model: str, limit: float, asked: float) -> ApiError:
-    """Return a 429 without `retry-after`, because waiting does not help."""
-    message = (
-        f"Request too large for {model} in organization org-racelab on tokens per min "
-        f"(TPM): Limit {limit:.0f}, Requested {asked:.0f}. The input or output tokens "
-        f"must be reduced in order to run successfully. Visit {PAGES}/rate-limits to "
-        "learn more."
-    )
-    return too_many(message, "tokens", {})
-
-
-def too_many(message: str, kind: str, headers: dict[str, str]) -> ApiError:
+def too_many(message: str, kind: str, wait: float | None = None) -> ApiError:
+    headers = {} if wait is None else retry_headers(wait)
     return ApiError(429, message, None, "rate_limit_exceeded", kind, headers)
-
-
-def overloaded(message: str, code: str | None, headers: dict[str, str]) -> ApiError:
-    return ApiError(503, message, None, code, "service_unavailable_error", headers)
-
-
-def server_error() -> ApiError:
-    message = "The server had an error while processing your request. Sorry about that!"
-    return ApiError(500, message, kind="server_error")
 
 
 def injected_error(kind: str, retry_after: float) -> ApiError:
     """Return the answer of an injected fault of kind 500, 503 or 429."""
-    headers = retry_headers(retry_after)
     if kind == "429":
-        return too_many("Rate limit reached for requests", "requests", headers)
+        return too_many("Rate limit reached for requests", "requests", retry_after)
     if kind == "503":
         message = "Our servers are currently overloaded. Please try again later."
-        return overloaded(message, "server_is_overloaded", headers)
-    return server_error()
+        code, headers = "server_is_overloaded", retry_headers(retry_after)
+        return ApiError(503, message, None, code, "service_unavailable_error", headers)
+    message = "The server had an error while processing your request."
+    return ApiError(500, message, kind="server_error")
 
 
 def retry_headers(wait: float) -> dict[str, str]:

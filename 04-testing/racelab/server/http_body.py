@@ -7,22 +7,14 @@ from typing import Any
 
 from aiohttp import web
 
-from racelab.server.errors import ApiError, not_json
+from racelab.server.errors import ApiError
 
-LARGEST_BODY = 4 * 1024 * 1024  # bytes
 BODY_TIMEOUT = 10.0  # seconds until a request's whole body must be there
 
 
-def headers_of(
-    seconds: float = 0.0, content_type: str = "application/json"
-) -> dict[str, str]:
-    """Return the headers of an answer that took `seconds`."""
-    return {
-        "content-type": content_type,
-        "openai-version": "2020-10-01",
-        "openai-processing-ms": str(round(seconds * 1000)),
-        "x-request-id": f"req_{os.urandom(16).hex()}",
-    }
+def headers_of(content_type: str = "application/json") -> dict[str, str]:
+    """Return the headers that every answer has."""
+    return {"content-type": content_type, "x-request-id": f"req_{os.urandom(16).hex()}"}
 
 
 def error_response(error: ApiError, headers: dict[str, str]) -> web.Response:
@@ -32,21 +24,16 @@ def error_response(error: ApiError, headers: dict[str, str]) -> web.Response:
 
 
 async def whole_body(request: web.BaseRequest) -> bytes:
-    large = f"Request body too large: at most {LARGEST_BODY} bytes are accepted."
-    if (request.content_length or 0) > LARGEST_BODY:
-        raise ApiError(413, large)
+    """Return the body, of which aiohttp reads 1 MiB at most."""
     try:
-        if request.content.is_eof():  # all of it is here
-            return await request.read()
         async with asyncio.timeout(BODY_TIMEOUT):
             return await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise ApiError(413, large) from None
+    except web.HTTPRequestEntityTooLarge as error:
+        raise ApiError(413, f"The request body is too large: {error.text}") from None
     except TimeoutError:
-        late = f"The body was not there after {BODY_TIMEOUT:g} seconds."
-        raise ApiError(408, late) from None
+        raise ApiError(408, "The request body did not arrive in time.") from None
     except web.RequestPayloadError:
-        raise not_json() from None
+        raise ApiError(400, "The request body cannot be decoded.") from None
 
 
 def reply(value: dict[str, Any]) -> web.Response:

@@ -4,19 +4,11 @@ import asyncio
 import time
 from collections import Counter
 
-from racelab.seeds import digest_of
 from racelab.server.buckets import KeyLimits
 from racelab.server.completions import Completion
 from racelab.settings import Settings, Stats
 
 LONGEST_QUESTION = 2_000  # characters of a question that the counts keep
-
-
-def short(question: str) -> str:
-    """Return the question, or the beginning and a digest of a long one."""
-    if len(question) <= LONGEST_QUESTION:
-        return question
-    return f"{question[:LONGEST_QUESTION]}... ({digest_of(question)[:16]})"
 
 
 class Metrics:
@@ -48,7 +40,7 @@ class Metrics:
 
     def answer(self, question: str) -> None:
         self.answered += 1
-        self.answers[short(question)] += 1
+        self.answers[question[:LONGEST_QUESTION]] += 1
 
     def bill(self, answer: Completion, share: float = 1.0) -> None:
         """Count the tokens that were generated, even if the client never reads them."""
