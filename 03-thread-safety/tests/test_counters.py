@@ -138,6 +138,7 @@ def test_what_another_thread_can_get_into_halfway(
     assert (kept == operation.of) == operation.promised
 
 
+@pytest.mark.long
 def test_a_reader_sees_what_is_atomic_on_this_python(script: RunScript) -> None:
     ran = script("whats_atomic.py")
     assert (ran.status, ran.word) == (0, "RESULT"), ran

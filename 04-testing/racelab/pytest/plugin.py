@@ -94,12 +94,20 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
+    """Skip what is long, and put last what waits for scripts that run meanwhile."""
+    items.sort(
+        key=lambda item: {"readers_script", "block"} & parameters_of(item) != set()
+    )
     if config.getoption("--long"):
         return
     skip = pytest.mark.skip(reason="only with --long")
     for item in items:
         if item.get_closest_marker("long"):
             item.add_marker(skip)
+
+
+def parameters_of(item: pytest.Item) -> set[str]:
+    return set(item.callspec.params) if hasattr(item, "callspec") else set()
 
 
 def pytest_runtest_setup() -> None:
@@ -165,9 +173,12 @@ def model_server(session_server: LocalServer) -> LocalServer:
     return session_server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def reader(request: pytest.FixtureRequest) -> Iterator[Reader]:
-    """A reader who runs ahead the scripts that `racelab.pytest.chapter_tests` needs."""
+    """A reader who runs ahead the scripts that `racelab.pytest.chapter_tests` needs.
+
+    It begins with the first test of the session, whichever that is.
+    """
     tests = [each for each in request.session.items if hasattr(each, "callspec")]
     scripts = [test.callspec.params.get("readers_script") for test in tests]
     reader = Reader(script for script in scripts if script is not None)

@@ -1,6 +1,7 @@
 """The HTTP side: connections, and which route answers a request."""
 
 import asyncio
+import hmac
 import json
 from typing import Any
 
@@ -33,13 +34,14 @@ class Routes(web.Server):
 
     def __init__(self, settings: Settings, control_secret: str | None) -> None:
         # A handler is cancelled when its client goes away.
-        options: Any = {"access_log": None, "lingering_time": LINGER}
-        super().__init__(self.handle, handler_cancellation=True, **options)
+        super().__init__(self.handle, handler_cancellation=True)
         self.control_secret = control_secret
         self.epoch = Epoch(settings)
 
     def __call__(self) -> Connection:
-        return Connection(self, loop=self._loop, **self._kwargs)
+        loop = asyncio.get_running_loop()
+        options: Any = {"access_log": None, "lingering_time": LINGER}
+        return Connection(self, loop=loop, **options)
 
     def stats(self) -> Stats:
         open_now = [c for c in self.connections if getattr(c, "is_counted", False)]
@@ -84,7 +86,8 @@ class Routes(web.Server):
 
     async def control(self, request: web.BaseRequest, place: str) -> web.Response:
         """Answer the process that started the server, which alone knows the secret."""
-        if request.headers.get("x-control-secret") != self.control_secret:
+        given, secret = request.headers.get("x-control-secret", ""), self.control_secret
+        if not hmac.compare_digest(given.encode(), (secret or "").encode()):
             raise ApiError(403, "The x-control-secret header is missing or wrong.")
         if place == "GET /control/stats":
             return reply(self.stats().to_json())
