@@ -417,6 +417,7 @@ def program(seed: int) -> tuple[Program, Callable[[], Any]]:
     return run, lambda: (*shared, *own)
 
 
+@pytest.mark.long
 def test_merged_and_plain_search_agree() -> None:
     saved = 0
     for seed in range(25):

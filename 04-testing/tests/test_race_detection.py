@@ -144,6 +144,7 @@ def test_what_frontrun_says_is_told_as_it_says_it(
         assert finders.frontrun(bug, "broken", 1) == found
 
 
+@pytest.mark.long
 def test_the_benchmark_prints_runs_proofs_and_totals(
     load_script: LoadScript,
     monkeypatch: pytest.MonkeyPatch,

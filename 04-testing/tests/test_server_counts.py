@@ -434,6 +434,7 @@ def test_asking_for_the_counts_is_not_counted(model_server: LocalServer) -> None
     assert model_server.stats().connections_open == 0
 
 
+@pytest.mark.long
 def test_the_benchmark_measures_both_servers(run_inprocess: RunScript) -> None:
     ran = run_inprocess("benchmark_server.py", ROUNDS=1, SECONDS=0.1, CONNECTIONS=4)
     assert (ran.status, ran.word) == (0, "RESULT"), ran

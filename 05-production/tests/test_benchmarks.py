@@ -150,6 +150,7 @@ async def test_each_way_counts_what_it_has_got(
     assert way == "gather" or stats.largest_in_flight <= 3
 
 
+@pytest.mark.long
 async def test_by_hand_all_that_may_pass_is_tried_again(
     model_server: LocalServer,
 ) -> None:

@@ -569,6 +569,7 @@ async def test_random_crashes_stay_within_the_limit_and_lose_nothing(seed: int) 
     assert account.refused == []
 
 
+@pytest.mark.long
 async def test_the_table_of_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
     """Larger leases: fewer messages, and less fair; never above the limit."""
     monkeypatch.setattr(simulate_leases, "SECONDS", 20)

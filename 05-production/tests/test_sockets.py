@@ -112,6 +112,7 @@ async def test_server_restart_loses_nothing(
     assert first.stats().received + second.stats().received <= sent
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "limit",
     [

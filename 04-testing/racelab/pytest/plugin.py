@@ -95,9 +95,7 @@ def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
     """Skip what is long, and put last what waits for scripts that run meanwhile."""
-    items.sort(
-        key=lambda item: {"readers_script", "block"} & parameters_of(item) != set()
-    )
+    items.sort(key=waits_for_scripts)
     if config.getoption("--long"):
         return
     skip = pytest.mark.skip(reason="only with --long")
@@ -106,8 +104,10 @@ def pytest_collection_modifyitems(
             item.add_marker(skip)
 
 
-def parameters_of(item: pytest.Item) -> set[str]:
-    return set(item.callspec.params) if hasattr(item, "callspec") else set()
+def waits_for_scripts(item: pytest.Item) -> bool:
+    """Return whether a test itself asks for the `reader`."""
+    test = getattr(item, "function", None)
+    return test is not None and "reader" in inspect.signature(test).parameters
 
 
 def pytest_runtest_setup() -> None:

@@ -83,7 +83,7 @@ class Reader:
     """
 
     def __init__(self, ahead: Iterable[Path] = ()) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=2)
+        self._pool = ThreadPoolExecutor(max_workers=1)
         self._outputs: dict[Path, str] = {}
         self._ahead: dict[Path, Future[Ran]] = {
             script: self._pool.submit(run_as_reader, script)
@@ -99,7 +99,9 @@ class Reader:
         return ran
 
     def output(self, path: Path) -> str:
-        """Return what the script printed when it last ran. Run it if it never did."""
+        """Return what the script printed in one of its runs. Run it if it never ran."""
+        if path in self._ahead:
+            return self._ahead[path].result().out
         return self._outputs[path] if path in self._outputs else self.run(path).out
 
     def close(self) -> None:
