@@ -255,7 +255,7 @@ async def tell(server: Server, body: Any, line: str = CHAT) -> tuple[int, Any]:
     [
         (poisoned, 200, 20),
         (garbled_json, 60, 20),
-        (nested_json, 30, 15),
+        (nested_json, 30, 10),  # how deep JSON may be nested depends on the Python
         (nested_schema, 10, 2),
         (unknown_place, 60, 60),
         (bad_headers, 40, 30),

@@ -39,9 +39,8 @@ class Routes(web.Server):
         self.epoch = Epoch(settings)
 
     def __call__(self) -> Connection:
-        loop = asyncio.get_running_loop()
         options: Any = {"access_log": None, "lingering_time": LINGER}
-        return Connection(self, loop=loop, **options)
+        return Connection(self, loop=asyncio.get_running_loop(), **options)
 
     def stats(self) -> Stats:
         open_now = [c for c in self.connections if getattr(c, "is_counted", False)]
@@ -86,8 +85,8 @@ class Routes(web.Server):
 
     async def control(self, request: web.BaseRequest, place: str) -> web.Response:
         """Answer the process that started the server, which alone knows the secret."""
-        given, secret = request.headers.get("x-control-secret", ""), self.control_secret
-        if not hmac.compare_digest(given.encode(), (secret or "").encode()):
+        given = request.headers.get("x-control-secret", "").encode(errors="replace")
+        if not hmac.compare_digest(given, (self.control_secret or "").encode()):
             raise ApiError(403, "The x-control-secret header is missing or wrong.")
         if place == "GET /control/stats":
             return reply(self.stats().to_json())
