@@ -78,8 +78,8 @@ def run_as_reader(path: Path, *arguments: str, **environment: str) -> Ran:
 class Reader:
     """A reader who runs scripts, some of them ahead of the test that needs them.
 
-    The scripts in `ahead` start in the background at once, two at a time and in order,
-    because most of a run is imports and waiting, and tests can go on beside it.
+    The scripts in `ahead` run in the background from the start, one after another, so
+    that the tests can use the other cores meanwhile.
     """
 
     def __init__(self, ahead: Iterable[Path] = ()) -> None:
